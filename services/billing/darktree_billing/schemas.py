@@ -1,0 +1,147 @@
+"""What goes over the wire to billing: the gateway's look-ups, and the administration of customers, keys and caps."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from darktree_ledger.schemas import CustomerId, Name, Text, Tokens
+
+MAX_KEYS_PER_CUSTOMER = 100
+MAX_PAGE = 1_000
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# What the gateway asks.
+
+
+class VerifyKey(_Body):
+    """Ask whose key this is. Only the SHA-256 of the key travels; billing holds an HMAC of that."""
+
+    key_id: str = Field(min_length=1, max_length=32)
+    key_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class VerifiedKey(BaseModel):
+    """A key that may be used now. `expires_at` bounds how long a cache may say so."""
+
+    key_id: str
+    customer_id: str
+    expires_at: datetime | None
+
+
+class ModelView(BaseModel):
+    """A model that is sold: its prices in nano-dollars a token, and what a request gets that sets no limit."""
+
+    id: str
+    display_name: str
+    prompt_price_nanos: int
+    completion_price_nanos: int
+    default_completion_tokens: int
+    created: int = Field(description="Unix seconds; shown by /v1/models.")
+
+
+class PlanView(BaseModel):
+    """A bundle of credits and the daily cap that comes with it."""
+
+    id: str
+    display_name: str
+    price_nanos: int
+    default_cap_tokens: int
+
+
+class Catalog(BaseModel):
+    """Everything that plans and prices say. The gateway keeps it for a few seconds."""
+
+    plans: list[PlanView]
+    models: list[ModelView]
+
+
+# What administrators ask.
+
+
+class CreateCustomer(_Body):
+    id: CustomerId | None = Field(None, description="Chosen here when absent.")
+    name: Name
+    email: Annotated[str, Field(max_length=254, pattern=r"^[^@\s]+@[^@\s]+$")] | None = None
+    plan: str = Field(description="Id of a plan; its default cap becomes the customer's.")
+
+
+class CustomerView(BaseModel):
+    id: str
+    name: str
+    email: str | None
+    plan: str
+    created_at: datetime
+
+
+class CustomerPage(BaseModel):
+    data: list[CustomerView]
+    next: str | None
+
+
+class CreateKey(_Body):
+    name: Name = "default"
+    expires_at: datetime | None = Field(None, description="With a time zone; never when absent.")
+
+
+class KeyView(BaseModel):
+    """A key as it can still be shown: never the secret, only its last four characters."""
+
+    id: str
+    customer_id: str
+    name: str
+    prefix: str
+    last4: str
+    status: Literal["active", "revoked", "expired"]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+class CreatedKey(KeyView):
+    """The only answer that ever holds the key itself."""
+
+    key: str
+
+
+class SetCap(_Body):
+    cap_tokens: Tokens
+    reason: Text = "set by an administrator"
+
+
+class GrantCredits(_Body):
+    """Give credits. `grant_id` makes a repetition harmless; without one each call is a new grant."""
+
+    dollars: str = Field(max_length=32, description="A decimal number of dollars, such as 50 or 12.50.")
+    reason: Text
+    grant_id: str | None = Field(None, description="A UUID made by the caller.")
+
+
+class GrantView(BaseModel):
+    grant_id: str
+    customer_id: str
+    entry_id: str
+    amount_nanos: int
+    balance_nanos: int
+    replayed: bool
+
+
+class CapChange(BaseModel):
+    cap_tokens: int
+    previous_cap_tokens: int | None
+    reason: str
+    actor: str
+    changed_at: datetime
+
+
+class CapView(BaseModel):
+    customer_id: str
+    cap_tokens: int
+    day_tokens: int
+    day_held_tokens: int
+    reset_seconds: int
+    changes: list[CapChange]

@@ -1,0 +1,1 @@
+"""What every Darktree service shares; it knows no noun of Darktree's except money."""

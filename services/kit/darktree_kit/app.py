@@ -1,0 +1,180 @@
+"""The application that every service is: health, readiness, metrics, and a front that names, logs and times requests.
+
+The front is plain ASGI, so that the gateway's hot path pays for it and for nothing else.
+"""
+
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from darktree_kit import clock, ids, logs, metrics
+from darktree_kit.errors import ApiError, BadRequest, Unavailable
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+Readiness = Callable[[], Awaitable[None]]
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
+_QUIET_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+_log = logging.getLogger("darktree.http")
+
+
+def create_app(
+    service: str,
+    *,
+    lifespan: Callable[[FastAPI], AsyncIterator[None]] | Lifespan,
+    title: str,
+    description: str,
+    middleware: Sequence[Middleware] = (),
+    trust_request_id: bool = True,
+) -> FastAPI:
+    """Return a FastAPI application with everything that Darktree's services have in common.
+
+    `app.state.ready`, when the lifespan sets it, is awaited by `/readyz`; what it raises is the reason for a 503.
+    `trust_request_id` takes the caller's `X-Request-Id`: right inside the platform, wrong at its edge.
+    """
+    front = Middleware(Front, service=service, trust_request_id=trust_request_id)
+    app = FastAPI(
+        title=title,
+        description=description,
+        version="0.1.0",
+        lifespan=lifespan,  # type: ignore[arg-type]
+        middleware=[front, *middleware],
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_exception_handler(ApiError, _answer_api_error)
+    app.add_exception_handler(RequestValidationError, _answer_validation_error)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+
+    @app.get("/healthz", include_in_schema=False)
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz", include_in_schema=False)
+    async def readyz(request: Request) -> dict[str, str]:
+        ready: Readiness | None = getattr(request.app.state, "ready", None)
+        if ready is None:
+            raise Unavailable(f"{service} has not started.")
+        try:
+            await ready()
+        except Exception as error:
+            raise Unavailable(f"{service} is not ready: {type(error).__name__}: {error}") from error
+        return {"status": "ready"}
+
+    @app.get("/metrics", include_in_schema=False)
+    def exposition() -> Response:
+        content, media_type = metrics.exposition()
+        return Response(content, media_type=media_type)
+
+    return app
+
+
+class Front:
+    """Gives each request an id, answers what escapes, and writes one log line and two metrics."""
+
+    def __init__(self, app: ASGIApp, service: str, trust_request_id: bool) -> None:
+        self.app = app
+        self.service = service
+        self.trust_request_id = trust_request_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = clock.monotonic()
+        request_id = self._request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        token = logs.request_id.set(request_id)
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message.setdefault("headers", [])
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except Exception as error:
+            if status:
+                _log.exception("failed after the answer had begun")
+                raise
+            if not isinstance(error, ApiError):
+                _log.exception("unhandled error")
+                error = ApiError("The server had an error while processing your request.")
+            await answer(error, send_with_id)
+        finally:
+            self._account(scope, status, clock.monotonic() - started)
+            logs.request_id.reset(token)
+
+    def _request_id(self, scope: Scope) -> str:
+        if self.trust_request_id:
+            for name, value in scope["headers"]:
+                if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+                    return str(value.decode("ascii"))
+        return ids.request_id_of(ids.uuid7())
+
+    def _account(self, scope: Scope, status: int, seconds: float) -> None:
+        route = scope["state"].get("route") or getattr(scope.get("route"), "path", "other")
+        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+        metrics.HTTP_REQUESTS.labels(self.service, route, method, status).inc()
+        metrics.HTTP_SECONDS.labels(self.service, route).observe(seconds)
+        if scope["path"] not in _QUIET_PATHS:
+            fields = {"method": method, "route": route, "status": status, "duration_ms": round(seconds * 1000, 3)}
+            _log.info("request", extra=fields | scope["state"].get("log_fields", {}))
+
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+async def answer(error: ApiError, send: Send) -> None:
+    """Send an error as the whole answer, without a framework."""
+    content = orjson.dumps(error.body())
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+    headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in error.headers.items()]
+    await send({"type": "http.response.start", "status": error.answer_status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+async def _answer_api_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return Response(
+        orjson.dumps(error.body()), error.answer_status, headers=error.headers, media_type="application/json"
+    )
+
+
+async def _answer_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first: dict[str, Any] = error.errors()[0]
+    place = [str(part) for part in first["loc"] if part not in {"body", "query", "path", "header"}]
+    param = ".".join(place) or None
+    message = f"{param}: {first['msg']}" if param else str(first["msg"])
+    return await _answer_api_error(request, BadRequest(message, param=param, code="invalid_value"))
+
+
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = error.detail if error.detail != HTTPStatus(error.status_code).phrase else (
+        f"{error.detail}: {request.method} {request.url.path}"
+    )
+    refusal = ApiError(
+        message,
+        status=error.status_code,
+        type="invalid_request_error" if error.status_code < 500 else "server_error",
+        code={404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code),
+        headers=dict(error.headers or {}),
+    )
+    return await _answer_api_error(request, refusal)

@@ -1,0 +1,94 @@
+"""How one service calls another: JSON over HTTP with a service token, and errors that keep their type.
+
+aiohttp, not httpx: measured at a tenth of the CPU a call (docs/decisions/0003-http-clients.md).
+"""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import orjson
+
+from darktree_kit import logs
+from darktree_kit.errors import ApiError, Unreachable
+
+CALL_TIMEOUT_SECONDS = 10.0
+CONNECT_TIMEOUT_SECONDS = 2.0
+MAX_CONNECTIONS = 64
+
+
+class InternalClient:
+    """A caller of one internal service.
+
+    Raises the service's own refusal as an ApiError with its status, type, code and param; Unreachable when no
+    complete answer came (the call may or may not have taken effect: repeat it with the same id).
+    """
+
+    def __init__(self, base_url: str, token: str, *, service: str, timeout: float = CALL_TIMEOUT_SECONDS) -> None:
+        self.service = service
+        self._base_url = base_url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT_SECONDS)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        body: bytes | None = None,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> bytes:
+        """Send one request and return the answer's body. `json` is encoded; `body` is sent as it is."""
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS)
+            self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout)
+        sent_headers = self._headers | dict(headers or {})
+        if (request_id := logs.request_id.get()) is not None:
+            sent_headers["X-Request-Id"] = request_id
+        data = body if body is not None else (orjson.dumps(json) if json is not None else None)
+        try:
+            async with self._session.request(
+                method, self._base_url + path, data=data, params=params, headers=sent_headers
+            ) as answer:
+                content = await answer.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unreachable(f"{self.service} did not answer: {type(error).__name__}") from error
+        if answer.status >= 400:
+            raise _refusal(self.service, answer.status, content)
+        return content
+
+    async def call_json(self, method: str, path: str, **options: Any) -> Any:
+        """As `call`, and return the decoded answer."""
+        content = await self.call(method, path, **options)
+        return orjson.loads(content) if content else None
+
+
+def _refusal(service: str, status: int, content: bytes) -> ApiError:
+    try:
+        error = orjson.loads(content)["error"]
+        return ApiError(
+            str(error["message"]),
+            status=status,
+            type=error.get("type"),
+            code=error.get("code"),
+            param=error.get("param"),
+        )
+    except (ValueError, KeyError, TypeError):
+        return Unreachable(f"{service} answered {status} without an error that says why")

@@ -1,0 +1,25 @@
+"""The metrics that every service has. Services add their own beside them, in modules named `metrics`.
+
+Labels are bounded: a route's template, never a path; never a customer.
+"""
+
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Histogram, generate_latest
+
+LATENCY_BUCKETS_SECONDS = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+)  # fmt: skip
+
+HTTP_REQUESTS = Counter(
+    "darktree_http_requests_total", "Requests answered.", ["service", "route", "method", "status"]
+)
+HTTP_SECONDS = Histogram(
+    "darktree_http_request_duration_seconds",
+    "Time from a request's arrival to the last byte of its answer.",
+    ["service", "route"],
+    buckets=LATENCY_BUCKETS_SECONDS,
+)
+
+
+def exposition() -> tuple[bytes, str]:
+    """Return every metric of this process in Prometheus' text format, and its content type."""
+    return generate_latest(REGISTRY), CONTENT_TYPE_LATEST

@@ -1,0 +1,50 @@
+"""How a service's process runs: uvicorn on sockets that this process opened itself.
+
+Several gateways share one public port (SO_REUSEPORT: the kernel spreads connections over them), and each has a
+private port of its own for probes and metrics.
+"""
+
+import socket
+from collections.abc import Sequence
+
+import uvicorn
+from starlette.types import ASGIApp
+
+BACKLOG = 2048
+KEEP_ALIVE_SECONDS = 75
+SHUTDOWN_SECONDS = 30
+
+
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """Return a listening TCP socket; `shared` lets other processes listen on the same port.
+
+    Raises OSError when the address is taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind((host, port))
+    listener.listen(BACKLOG)
+    listener.set_inheritable(True)
+    return listener
+
+
+def serve(app: ASGIApp, listeners: Sequence[socket.socket]) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is running."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        lifespan="on",
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        backlog=BACKLOG,
+    )
+    uvicorn.Server(config).run(sockets=list(listeners))

@@ -1,0 +1,27 @@
+"""Settings come from the environment, once, when a process starts; nothing reads it anywhere else.
+
+Each service has one subclass with its own prefix. Secrets are `SecretStr`, so that printing settings cannot show them.
+"""
+
+from pydantic import SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def prefixed(service: str) -> SettingsConfigDict:
+    """Return the configuration of a service's settings: environment variables `DARKTREE_<SERVICE>_<FIELD>`."""
+    return SettingsConfigDict(env_prefix=f"DARKTREE_{service.upper()}_", extra="ignore", frozen=True)
+
+
+class ServiceSettings(BaseSettings):
+    """What every service's process is told."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    log_level: str = "INFO"
+
+
+class DatabaseSettings(ServiceSettings):
+    """What a service with a schema in Postgres is told beside that."""
+
+    database_url: SecretStr
+    database_pool_size: int = 8

@@ -1,0 +1,130 @@
+"""How other services use the ledger.
+
+`LedgerClient.apply` takes one operation at a time and sends many at once: whatever is waiting while a batch is in
+flight goes with the next one. The ledger applies a batch in one database call and one commit, so throughput comes
+from batching while every operation stays exact and durable before its caller goes on.
+"""
+
+import asyncio
+from collections import deque
+from datetime import date
+from uuid import UUID
+
+import orjson
+
+from darktree_kit.errors import ApiError, Unreachable
+from darktree_kit.http import InternalClient
+from darktree_ledger.errors import OperationConflict, UnknownCustomer
+from darktree_ledger.schemas import (
+    MAX_OPERATIONS_PER_BATCH,
+    OPERATIONS,
+    RESULTS,
+    AccountView,
+    CapChangeView,
+    CheckReport,
+    DayView,
+    EntryPage,
+    EntryView,
+    Operation,
+    Result,
+)
+
+MAX_BATCHES_IN_FLIGHT = 2  # one is being flushed while the next is already being read
+MAX_WAITING_OPERATIONS = 20_000
+CHECK_TIMEOUT_SECONDS = 600.0
+
+
+class LedgerClient:
+    """A caller of the ledger. Errors: see `apply`; reads raise the ledger's own refusals."""
+
+    def __init__(self, base_url: str, token: str) -> None:
+        self._http = InternalClient(base_url, token, service="ledger")
+        self._slow_http = InternalClient(base_url, token, service="ledger", timeout=CHECK_TIMEOUT_SECONDS)
+        self._waiting: deque[tuple[Operation, asyncio.Future[Result]]] = deque()
+        self._senders: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Send what is waiting, then close the connections."""
+        while self._senders:
+            await asyncio.gather(*self._senders, return_exceptions=True)
+        await self._http.close()
+        await self._slow_http.close()
+
+    async def apply(self, operation: Operation) -> Result:
+        """Apply one operation and return its result, whatever its outcome.
+
+        Raises Unreachable when no answer came: it may or may not have taken effect, and may be repeated as it is.
+        """
+        if len(self._waiting) >= MAX_WAITING_OPERATIONS:
+            raise Unreachable("too many operations are waiting for the ledger")
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.append((operation, future))
+        if len(self._senders) < MAX_BATCHES_IN_FLIGHT:
+            sender = asyncio.create_task(self._send_all())
+            self._senders.add(sender)
+            sender.add_done_callback(self._senders.discard)
+        return await future
+
+    async def apply_or_raise(self, operation: Operation) -> Result:
+        """As `apply`, but a conflict is raised as OperationConflict and an unknown customer as UnknownCustomer."""
+        result = await self.apply(operation)
+        if result.outcome == "conflict":
+            field = result.field or "operation"
+            raise OperationConflict(f"This id was used before with another {field}.", param=field)
+        if result.reason == "unknown_customer":
+            raise UnknownCustomer(operation.customer_id)
+        return result
+
+    async def apply_batch(self, operations: list[Operation]) -> list[Result]:
+        """Apply operations in this order, in one call."""
+        body = OPERATIONS.dump_json(operations)
+        return RESULTS.validate_json(await self._http.call("POST", "/v1/operations", body=body))
+
+    async def ready(self) -> None:
+        """Raise Unreachable unless the ledger answers and reaches its database."""
+        await self._http.call("GET", "/readyz")
+
+    async def account(self, customer_id: str) -> AccountView:
+        return AccountView.model_validate_json(await self._http.call("GET", f"/v1/accounts/{customer_id}"))
+
+    async def entries(
+        self, customer_id: str, *, limit: int = 100, after: str | None = None, kind: str | None = None
+    ) -> EntryPage:
+        """Return one page of entries, newest first; `after` is the `next` of the page before."""
+        params = {"limit": str(limit)} | ({"after": after} if after else {}) | ({"kind": kind} if kind else {})
+        path = f"/v1/accounts/{customer_id}/entries"
+        return EntryPage.model_validate_json(await self._http.call("GET", path, params=params))
+
+    async def entry_of_hold(self, customer_id: str, hold_id: UUID) -> list[EntryView]:
+        """Return the entries that settled one hold (a usage, an absorbed part, or both); empty when there is none."""
+        path = f"/v1/accounts/{customer_id}/holds/{hold_id}/entries"
+        return [EntryView.model_validate(row) for row in orjson.loads(await self._http.call("GET", path))]
+
+    async def days(self, customer_id: str, first: date, last: date) -> list[DayView]:
+        path = f"/v1/accounts/{customer_id}/days"
+        content = await self._http.call("GET", path, params={"first": str(first), "last": str(last)})
+        return [DayView.model_validate(row) for row in orjson.loads(content)]
+
+    async def cap_changes(self, customer_id: str) -> list[CapChangeView]:
+        content = await self._http.call("GET", f"/v1/accounts/{customer_id}/cap-changes")
+        return [CapChangeView.model_validate(row) for row in orjson.loads(content)]
+
+    async def check(self) -> CheckReport:
+        """Compare every projection with its entries and recompute every chain. Takes time: it reads the whole ledger."""
+        return CheckReport.model_validate_json(await self._slow_http.call("POST", "/v1/check"))
+
+    async def _send_all(self) -> None:
+        while self._waiting:
+            size = min(len(self._waiting), MAX_OPERATIONS_PER_BATCH)
+            batch = [self._waiting.popleft() for _ in range(size)]
+            try:
+                results = await self.apply_batch([operation for operation, _ in batch])
+            except Exception as error:
+                failure = error if isinstance(error, ApiError) else Unreachable(f"the ledger's answer: {error}")
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(failure)
+                continue
+            for (_, future), result in zip(batch, results, strict=True):
+                if not future.done():
+                    future.set_result(result)
