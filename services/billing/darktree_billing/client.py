@@ -1,12 +1,40 @@
 """How the gateway and the command line use billing."""
 
-from darktree_billing.schemas import Catalog, VerifiedKey, VerifyKey
+from urllib.parse import quote
+
+from pydantic import BaseModel
+
+from darktree_billing.key_format import key_digest, key_id_of
+from darktree_billing.schemas import (
+    DEFAULT_PAGE,
+    CapView,
+    Catalog,
+    CreateCustomer,
+    CreatedKey,
+    CreateKey,
+    CustomerPage,
+    CustomerView,
+    GrantCredits,
+    GrantView,
+    KeyPage,
+    KeyView,
+    SetCap,
+    StatusView,
+    VerifiedKey,
+    VerifyKey,
+)
 from darktree_kit.errors import ApiError
 from darktree_kit.http import InternalClient
+from darktree_ledger.schemas import AccountView, CheckReport, EntryPage
+
+CHECK_TIMEOUT_SECONDS = 620.0  # a little more than billing itself waits for the ledger's checker
+ADMIN_TIMEOUT_SECONDS = 30.0  # billing waits for the ledger in between
+
+__all__ = ["AdminClient", "BillingClient", "key_digest", "key_id_of"]
 
 
 class BillingClient:
-    """The gateway's look-ups. Raises billing's refusals as ApiError, and Unreachable when it does not answer."""
+    """The gateway's look-ups. Raises billing's refusals as ApiError, and Unreachable when no answer came."""
 
     def __init__(self, base_url: str, token: str) -> None:
         self._http = InternalClient(base_url, token, service="billing")
@@ -28,3 +56,97 @@ class BillingClient:
     async def catalog(self) -> Catalog:
         """Return every plan and model with its prices."""
         return Catalog.model_validate_json(await self._http.call("GET", "/internal/catalog"))
+
+
+class AdminClient:
+    """The administration of customers, keys, caps and credits, with the administrator's token.
+
+    Every method raises billing's refusal as an ApiError, and Unreachable when no answer came.
+    """
+
+    def __init__(self, base_url: str, token: str) -> None:
+        self._http = InternalClient(base_url, token, service="billing", timeout=ADMIN_TIMEOUT_SECONDS)
+        self._slow_http = InternalClient(base_url, token, service="billing", timeout=CHECK_TIMEOUT_SECONDS)
+
+    async def close(self) -> None:
+        await self._http.close()
+        await self._slow_http.close()
+
+    async def create_customer(self, body: CreateCustomer) -> CustomerView:
+        """Make a customer and its account. With an id, repeating it changes nothing."""
+        return CustomerView.model_validate_json(await self._send("POST", "/admin/customers", body))
+
+    async def customers(self, *, limit: int = DEFAULT_PAGE, after: str | None = None) -> CustomerPage:
+        """Return one page of customers; `after` is the `next` of the page before."""
+        content = await self._http.call("GET", "/admin/customers", params=_page(limit, after))
+        return CustomerPage.model_validate_json(content)
+
+    async def customer(self, customer_id: str) -> CustomerView:
+        return CustomerView.model_validate_json(await self._http.call("GET", _customer(customer_id)))
+
+    async def create_key(self, customer_id: str, body: CreateKey) -> CreatedKey:
+        """Make a key. The answer is the only one that ever holds it."""
+        return CreatedKey.model_validate_json(await self._send("POST", _customer(customer_id, "keys"), body))
+
+    async def keys(self, customer_id: str, *, limit: int = DEFAULT_PAGE, after: str | None = None) -> KeyPage:
+        """Return one page of a customer's keys; `after` is the `next` of the page before."""
+        content = await self._http.call("GET", _customer(customer_id, "keys"), params=_page(limit, after))
+        return KeyPage.model_validate_json(content)
+
+    async def revoke_key(self, key_id: str) -> KeyView:
+        """Revoke a key for good. Repeating it changes nothing."""
+        return KeyView.model_validate_json(await self._http.call("DELETE", f"/admin/keys/{_part(key_id)}"))
+
+    async def cap(self, customer_id: str) -> CapView:
+        return CapView.model_validate_json(await self._http.call("GET", _customer(customer_id, "cap")))
+
+    async def set_cap(self, customer_id: str, body: SetCap) -> CapView:
+        return CapView.model_validate_json(await self._send("PUT", _customer(customer_id, "cap"), body))
+
+    async def grant(self, customer_id: str, body: GrantCredits) -> GrantView:
+        """Give credits. With a `grant_id`, repeating it gives nothing more."""
+        return GrantView.model_validate_json(await self._send("POST", _customer(customer_id, "grants"), body))
+
+    async def balance(self, customer_id: str) -> AccountView:
+        return AccountView.model_validate_json(
+            await self._http.call("GET", _customer(customer_id, "balance"))
+        )
+
+    async def entries(
+        self,
+        customer_id: str,
+        *,
+        limit: int = DEFAULT_PAGE,
+        after: str | None = None,
+        kind: str | None = None,
+    ) -> EntryPage:
+        """Return one page of ledger entries, newest first."""
+        params = _page(limit, after) | ({"kind": kind} if kind else {})
+        content = await self._http.call("GET", _customer(customer_id, "entries"), params=params)
+        return EntryPage.model_validate_json(content)
+
+    async def plans(self) -> Catalog:
+        return Catalog.model_validate_json(await self._http.call("GET", "/admin/plans"))
+
+    async def check_ledger(self) -> CheckReport:
+        """Have the ledger check itself. Takes time: it reads every entry."""
+        return CheckReport.model_validate_json(await self._slow_http.call("POST", "/admin/ledger/check"))
+
+    async def status(self) -> StatusView:
+        return StatusView.model_validate_json(await self._http.call("GET", "/admin/status"))
+
+    async def _send(self, method: str, path: str, body: BaseModel) -> bytes:
+        return await self._http.call(method, path, body=body.model_dump_json().encode())
+
+
+def _customer(customer_id: str, *rest: str) -> str:
+    return "/".join(["/admin/customers", _part(customer_id), *rest])
+
+
+def _page(limit: int, after: str | None) -> dict[str, str]:
+    return {"limit": str(limit)} | ({"after": after} if after else {})
+
+
+def _part(text: str) -> str:
+    """Return one part of a path; what an operator typed cannot reach another path."""
+    return quote(text, safe="") or "-"

@@ -1,14 +1,19 @@
-"""What goes over the wire to billing: the gateway's look-ups, and the administration of customers, keys and caps."""
+"""What goes over the wire to billing: the gateway's look-ups, and the administration of customers and keys."""
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Literal
+from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from darktree_ledger.schemas import CustomerId, Name, Text, Tokens
 
-MAX_KEYS_PER_CUSTOMER = 100
+MAX_KEYS_PER_CUSTOMER = 100  # that can be used; revoked and expired ones do not count
+MAX_KEY_LIFETIME_DAYS = 3_660
+MAX_CAP_CHANGES_SHOWN = 100
+DEFAULT_PAGE = 100
 MAX_PAGE = 1_000
+EMAIL_PATTERN = r"^[^@\s\x00-\x1f\x7f]+@[^@\s\x00-\x1f\x7f]+$"
 
 
 class _Body(BaseModel):
@@ -34,7 +39,7 @@ class VerifiedKey(BaseModel):
 
 
 class ModelView(BaseModel):
-    """A model that is sold: its prices in nano-dollars a token, and what a request gets that sets no limit."""
+    """A model that is sold: its prices in nano-dollars a token, and what a request without a limit gets."""
 
     id: str
     display_name: str
@@ -44,6 +49,14 @@ class ModelView(BaseModel):
     created: int = Field(description="Unix seconds; shown by /v1/models.")
 
 
+class BundleView(BaseModel):
+    """What a plan's credits buy of one model. Tokens are rounded down; the dearer kind of token counts."""
+
+    model: str
+    tokens: int
+    max_spend_per_day_nanos: int = Field(description="What a day at the plan's default cap costs at most.")
+
+
 class PlanView(BaseModel):
     """A bundle of credits and the daily cap that comes with it."""
 
@@ -51,6 +64,7 @@ class PlanView(BaseModel):
     display_name: str
     price_nanos: int
     default_cap_tokens: int
+    buys: list[BundleView] = []
 
 
 class Catalog(BaseModel):
@@ -66,8 +80,10 @@ class Catalog(BaseModel):
 class CreateCustomer(_Body):
     id: CustomerId | None = Field(None, description="Chosen here when absent.")
     name: Name
-    email: Annotated[str, Field(max_length=254, pattern=r"^[^@\s]+@[^@\s]+$")] | None = None
-    plan: str = Field(description="Id of a plan; its default cap becomes the customer's.")
+    email: Annotated[str, Field(max_length=254, pattern=EMAIL_PATTERN)] | None = None
+    plan: Annotated[str, Field(min_length=1, max_length=64)] = Field(
+        description="Id of a plan; its default cap becomes the customer's."
+    )
 
 
 class CustomerView(BaseModel):
@@ -79,13 +95,17 @@ class CustomerView(BaseModel):
 
 
 class CustomerPage(BaseModel):
+    """Customers, by id. `next` is the cursor of the following page, or null at the end."""
+
     data: list[CustomerView]
     next: str | None
 
 
 class CreateKey(_Body):
     name: Name = "default"
-    expires_at: datetime | None = Field(None, description="With a time zone; never when absent.")
+    expires_at: AwareDatetime | None = Field(
+        None, description="With a time zone, in the future, at most ten years ahead; never when absent."
+    )
 
 
 class KeyView(BaseModel):
@@ -100,6 +120,14 @@ class KeyView(BaseModel):
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    last_used_day: date | None = Field(description="UTC day on which a gateway last looked the key up.")
+
+
+class KeyPage(BaseModel):
+    """Keys, oldest first. `next` is the cursor of the following page, or null at the end."""
+
+    data: list[KeyView]
+    next: str | None
 
 
 class CreatedKey(KeyView):
@@ -109,8 +137,11 @@ class CreatedKey(KeyView):
 
 
 class SetCap(_Body):
+    """Set the daily cap. `operation_id` makes a repetition harmless, even after a later change."""
+
     cap_tokens: Tokens
     reason: Text = "set by an administrator"
+    operation_id: UUID | None = Field(None, description="A UUID made by the caller.")
 
 
 class GrantCredits(_Body):
@@ -118,13 +149,13 @@ class GrantCredits(_Body):
 
     dollars: str = Field(max_length=32, description="A decimal number of dollars, such as 50 or 12.50.")
     reason: Text
-    grant_id: str | None = Field(None, description="A UUID made by the caller.")
+    grant_id: UUID | None = Field(None, description="A UUID made by the caller.")
 
 
 class GrantView(BaseModel):
-    grant_id: str
+    grant_id: UUID
     customer_id: str
-    entry_id: str
+    entry_id: UUID
     amount_nanos: int
     balance_nanos: int
     replayed: bool
@@ -139,9 +170,27 @@ class CapChange(BaseModel):
 
 
 class CapView(BaseModel):
+    """The daily cap, how much of today's is used, and its latest changes, newest first."""
+
     customer_id: str
     cap_tokens: int
     day_tokens: int
     day_held_tokens: int
     reset_seconds: int
     changes: list[CapChange]
+
+
+class StatusView(BaseModel):
+    """What billing sees. A problem is null when there is none."""
+
+    ledger_problem: str | None = Field(description="Why the ledger is not ready.")
+    plans_problem: str | None = Field(
+        description="Why the newest plans file is not in use; the last good one is."
+    )
+    plans: int
+    models: int
+    customers: int
+    active_keys: int
+    revoked_keys: int
+    expired_keys: int
+    keys_with_old_pepper: int = Field(description="Active keys that still need the previous pepper.")
