@@ -1,7 +1,7 @@
 """What an API key looks like: `dt_live_<id>_<secret><checksum>`, all base62, always 57 characters.
 
-The checksum is the CRC-32 of everything before it, so that a mistyped key is refused without asking anybody and
-a secret scanner can tell a real key from noise (GitHub's design). It is no protection: the 178 random bits are.
+The checksum is the CRC-32 of everything before it, so that a mistyped key is refused without asking anybody
+and a secret scanner can tell a real key from noise (GitHub's design). The protection is the 178 random bits.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What goes over the wire to billing: the gateway's look-ups, and the administration of customers and keys."""
+"""What goes over the wire to billing: the gateway's look-ups, and the administration of customers."""
 
 from datetime import date, datetime
 from typing import Annotated, Literal

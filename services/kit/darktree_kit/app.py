@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from darktree_kit import clock, ids, logs, metrics
 from darktree_kit.errors import ApiError, BadRequest, Unavailable
+from darktree_kit.openapi import describe_refusals
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 Readiness = Callable[[], Awaitable[None]]
@@ -53,6 +54,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
+    describe_refusals(app)
     app.add_exception_handler(ApiError, _answer_api_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_error)

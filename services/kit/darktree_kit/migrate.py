@@ -5,6 +5,7 @@ Services never migrate: their roles may not. `darktree migrate` (and `darktree u
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from alembic import command
@@ -14,7 +15,29 @@ from sqlalchemy import Connection, create_engine, text
 
 from darktree_kit.db import driver_url
 
+OWNER_ROLE = "darktree_owner"
 LOCK_KEY = 0x64_74_6D_69  # "dtmi": one migration at a time, however many start at once
+
+# Roles belong to the whole cluster, beyond the reach of a database's advisory lock: another database's migration
+# may make them at the same moment.
+_CREATE_ROLE = """
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}') THEN
+        CREATE ROLE {role} NOLOGIN;
+    END IF;
+EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
+END $$
+"""
+# Whoever migrates need not be a superuser, but must be able to act as the owner.
+_LET_OWNER_CREATE = """
+DO $$ BEGIN
+    IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+        EXECUTE format('GRANT {owner} TO %I', current_user);
+    END IF;
+    REVOKE ALL ON SCHEMA "{schema}" FROM PUBLIC;
+    GRANT USAGE, CREATE ON SCHEMA "{schema}" TO {owner};
+END $$
+"""
 
 
 def upgrade(url: str, package: str, *, schema: str, revision: str = "head") -> None:
@@ -34,6 +57,24 @@ def upgrade(url: str, package: str, *, schema: str, revision: str = "head") -> N
                 connection.commit()
     finally:
         engine.dispose()
+
+
+def run_env(context: Any) -> None:
+    """Be the body of a service's `migrations/env.py`; `context` is `alembic.context`.
+
+    Makes the two roles when they are missing: `darktree_owner`, as whom the migrations run and who therefore owns
+    what they make, and the service's runtime role `darktree_<schema>`, who gets only what a migration grants.
+    """
+    connection: Connection = context.config.attributes["connection"]
+    schema: str = context.config.attributes["schema"]
+    for role in (OWNER_ROLE, f"darktree_{schema}"):
+        connection.execute(text(_CREATE_ROLE.format(role=role)))
+    connection.execute(text(_LET_OWNER_CREATE.format(owner=OWNER_ROLE, schema=schema)))
+    connection.execute(text(f"SET ROLE {OWNER_ROLE}"))
+    context.configure(connection=connection, version_table_schema=schema)
+    with context.begin_transaction():
+        context.run_migrations()
+    connection.execute(text("RESET ROLE"))
 
 
 def allow_login(url: str, role: str, password: str) -> None:

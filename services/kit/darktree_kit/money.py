@@ -4,11 +4,17 @@ A price is nano-dollars a token, so a charge is one exact multiplication and not
 $0.75 for 1,000 tokens is 750,000 nano-dollars a token.
 """
 
-from decimal import Decimal, InvalidOperation
+import re
 
 NANOS_PER_DOLLAR = 1_000_000_000
 NANOS_PER_CENT = 10_000_000
 MAX_AMOUNT_NANOS = 2**62  # about $4.6 billion; sums of two stay inside Postgres' BIGINT
+
+_DOLLARS = re.compile(
+    r"(?P<sign>-?)\$?"
+    r"(?P<dollars>[0-9]{1,12}|[0-9]{1,3}(?:,[0-9]{3}){1,3}|)"
+    r"(?:\.(?P<decimals>[0-9]{0,64}))?"
+)
 
 
 def parse_dollars(text: str) -> int:
@@ -16,13 +22,16 @@ def parse_dollars(text: str) -> int:
 
     Raises ValueError when the text is no number, has more than nine decimals, or is out of range.
     """
-    try:
-        nanos = Decimal(text.strip().removeprefix("$").replace(",", "")) * NANOS_PER_DOLLAR
-        whole = int(nanos)
-    except (InvalidOperation, ValueError, OverflowError) as error:
-        raise ValueError(f"{text!r} is not an amount of dollars, such as 50 or 12.50") from error
-    if nanos != whole:
+    match = _DOLLARS.fullmatch(text.strip())
+    if match is None or not (match["dollars"] or match["decimals"]):
+        raise ValueError(f"{text!r} is not an amount of dollars, such as 50 or 12.50")
+    decimals = (match["decimals"] or "").rstrip("0")
+    if len(decimals) > 9:
         raise ValueError(f"{text!r} has more than nine decimals")
+    # Integers all the way: Decimal would round to 28 digits and overflow at 1e999999.
+    whole = int(match["dollars"].replace(",", "") or "0") * NANOS_PER_DOLLAR + int(decimals.ljust(9, "0"))
+    if match["sign"]:
+        whole = -whole
     if abs(whole) > MAX_AMOUNT_NANOS:
         raise ValueError(f"{text!r} is out of range")
     return whole
