@@ -1,0 +1,58 @@
+# Everything a developer types. Each target installs what it needs; ARGS passes options on.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP_INSTALL := $(PIP) install
+
+.DEFAULT_GOAL := help
+.PHONY: help install up test check format bench openapi vllm lock clean
+
+help: ## Show this help
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z-]*:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## Make .venv with everything that requirements.lock names (PYTHON=python3.x chooses which)
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'Darktree needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.11' >&2; exit 1; }
+	@echo 'Installing into $(VENV) (a minute the first time)'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) --require-hashes --no-deps -r requirements.lock
+	@$(PIP_INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
+up: install ## Serve everything on this machine (ARGS="--gateways 2 --port 9000")
+	@$(BIN)/darktree up $(ARGS)
+
+test: install ## Run every test (ARGS="tests/ledger -x")
+	$(BIN)/python -m pytest $(ARGS)
+
+check: install ## Lint, format, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install ## Format the code and mend what the linter can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install ## Measure what docs/benchmarks.md claims (ARGS passes options on)
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+openapi: install ## Write docs/openapi/ from the services' own code
+	$(BIN)/python scripts/openapi.py
+
+vllm: ## Make .venv-vllm, a real vLLM for a CPU (large: PyTorch comes with it)
+	bash scripts/vllm-install.sh
+
+lock: ## Regenerate requirements.lock (needs uv)
+	uv pip compile pyproject.toml --extra dev --generate-hashes --no-header --no-annotate --universal \
+		--python-version 3.11 -o requirements.lock
+
+clean: ## Remove the environment and every cache; not data
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .schemathesis
+	find . -name __pycache__ -type d -prune -not -path './.venv*' -exec rm -rf {} +
