@@ -53,7 +53,7 @@ class BundleView(BaseModel):
     """What a plan's credits buy of one model. Tokens are rounded down; the dearer kind of token counts."""
 
     model: str
-    tokens: int
+    tokens: int | None = Field(description="Null when the model is free.")
     max_spend_per_day_nanos: int = Field(description="What a day at the plan's default cap costs at most.")
 
 

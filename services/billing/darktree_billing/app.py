@@ -1,0 +1,57 @@
+"""The billing service: the gateway's look-ups under /internal, the administrator's work under /admin."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from darktree_billing import admin, internal
+from darktree_billing.keys import Peppers
+from darktree_billing.plans import PlansFile
+from darktree_billing.settings import Settings
+from darktree_kit.app import create_app
+from darktree_kit.auth import Callers
+from darktree_kit.db import Database
+from darktree_ledger.client import LedgerClient
+
+DESCRIPTION = "Plans, customers, API keys and caps. Money moves in the ledger; billing asks it to."
+
+
+def make_app(settings: Settings) -> FastAPI:
+    """Return the application. Raises PlansError when the plans file cannot be used."""
+    plans_file = PlansFile(settings.plans_file)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        database = Database(settings.database_url.get_secret_value(), pool_size=settings.database_pool_size)
+        ledger = LedgerClient(settings.ledger_url, settings.ledger_token.get_secret_value())
+        app.state.database = database
+        app.state.ledger = ledger
+        # The ledger is no part of this: keys are verified and prices are told while it is away.
+        app.state.ready = database.ping
+        try:
+            yield
+        finally:
+            await ledger.close()
+            await database.close()
+
+    app = create_app("billing", lifespan=lifespan, title="Darktree billing", description=DESCRIPTION)
+    app.state.callers = Callers(
+        {
+            "gateway": settings.gateway_token.get_secret_value(),
+            "admin": settings.admin_token.get_secret_value(),
+        }
+    )
+    app.state.plans_file = plans_file
+    app.state.peppers = _peppers(settings)
+    app.include_router(internal.router)
+    app.include_router(admin.router)
+    return app
+
+
+def _peppers(settings: Settings) -> Peppers:
+    version = settings.key_pepper_version
+    secrets = {version: settings.key_pepper.get_secret_value().encode()}
+    if settings.key_pepper_previous is not None:
+        secrets[version - 1] = settings.key_pepper_previous.get_secret_value().encode()
+    return Peppers(current=version, secrets=secrets)

@@ -1,0 +1,49 @@
+"""What billing refuses, as errors.
+
+ApiError
+├── BadRequest
+│   └── UnknownPlan      400 unknown_plan, `param` plan
+├── NotFound
+│   ├── UnknownCustomer  404 unknown_customer
+│   └── UnknownKey       404 unknown_key
+└── Conflict
+    ├── CustomerExists   409 customer_exists, `param` names the field that differs
+    └── TooManyKeys      409 too_many_keys
+"""
+
+from darktree_kit.errors import BadRequest, Conflict, NotFound
+
+
+class UnknownPlan(BadRequest):
+    code = "unknown_plan"
+
+    def __init__(self, plan: str, known: list[str]) -> None:
+        super().__init__(f"There is no plan {plan!r}; the plans are {', '.join(known)}.", param="plan")
+
+
+class UnknownCustomer(NotFound):
+    code = "unknown_customer"
+
+    def __init__(self, customer_id: str) -> None:
+        super().__init__(f"There is no customer {customer_id}.", param="customer_id")
+
+
+class UnknownKey(NotFound):
+    code = "unknown_key"
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"There is no key {key_id} that may be used.", param="key_id")
+
+
+class CustomerExists(Conflict):
+    code = "customer_exists"
+
+    def __init__(self, customer_id: str, field: str) -> None:
+        super().__init__(f"Customer {customer_id} exists already with another {field}.", param=field)
+
+
+class TooManyKeys(Conflict):
+    code = "too_many_keys"
+
+    def __init__(self, customer_id: str, limit: int) -> None:
+        super().__init__(f"Customer {customer_id} has {limit} keys in use already; revoke one first.")

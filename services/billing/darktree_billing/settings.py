@@ -1,0 +1,25 @@
+"""What a billing process is told by its environment."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr
+
+from darktree_kit.settings import DatabaseSettings, prefixed
+
+
+class Settings(DatabaseSettings):
+    """`DARKTREE_BILLING_*`. An empty token admits nobody."""
+
+    model_config = prefixed("billing")
+
+    ledger_url: str
+    ledger_token: SecretStr
+    gateway_token: SecretStr
+    admin_token: SecretStr
+    plans_file: Path
+    # The pepper keeps a copy of the database from being enough to test a guess at a key. To rotate it, raise
+    # the version and keep the old one as `key_pepper_previous` until no key needs it (/admin/status).
+    key_pepper: Annotated[SecretStr, Field(min_length=16)]
+    key_pepper_version: Annotated[int, Field(ge=1, le=32_767)] = 1
+    key_pepper_previous: Annotated[SecretStr, Field(min_length=16)] | None = None
