@@ -29,13 +29,13 @@ EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
 END $$
 """
 # Whoever migrates need not be a superuser, but must be able to act as the owner.
-_LET_OWNER_CREATE = """
+_SHARE_SCHEMA = """
 DO $$ BEGIN
     IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
         EXECUTE format('GRANT {owner} TO %I', current_user);
     END IF;
     REVOKE ALL ON SCHEMA "{schema}" FROM PUBLIC;
-    GRANT USAGE, CREATE ON SCHEMA "{schema}" TO {owner};
+    GRANT USAGE, CREATE ON SCHEMA "{schema}" TO {owner} WITH GRANT OPTION;
 END $$
 """
 
@@ -69,7 +69,7 @@ def run_env(context: Any) -> None:
     schema: str = context.config.attributes["schema"]
     for role in (OWNER_ROLE, f"darktree_{schema}"):
         connection.execute(text(_CREATE_ROLE.format(role=role)))
-    connection.execute(text(_LET_OWNER_CREATE.format(owner=OWNER_ROLE, schema=schema)))
+    connection.execute(text(_SHARE_SCHEMA.format(owner=OWNER_ROLE, schema=schema)))
     connection.execute(text(f"SET ROLE {OWNER_ROLE}"))
     context.configure(connection=connection, version_table_schema=schema)
     with context.begin_transaction():

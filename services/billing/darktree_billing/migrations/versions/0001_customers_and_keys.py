@@ -27,6 +27,7 @@ CREATE TABLE billing.api_key (
 CREATE INDEX api_key_in_order ON billing.api_key (customer_id, created_at, id);
 
 REVOKE ALL ON billing.customer, billing.api_key FROM PUBLIC;
+GRANT USAGE ON SCHEMA billing TO darktree_billing;
 GRANT SELECT, INSERT, UPDATE ON billing.customer, billing.api_key TO darktree_billing;
 """
 
