@@ -1,1 +1,1 @@
-"""Darktree."""
+"""Holds, charges, balances and caps: the only code that moves money."""

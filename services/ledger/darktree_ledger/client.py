@@ -91,7 +91,9 @@ class LedgerClient:
         self, customer_id: str, *, limit: int = 100, after: str | None = None, kind: str | None = None
     ) -> EntryPage:
         """Return one page of entries, newest first; `after` is the `next` of the page before."""
-        params = {"limit": str(limit)} | ({"after": after} if after else {}) | ({"kind": kind} if kind else {})
+        params = (
+            {"limit": str(limit)} | ({"after": after} if after else {}) | ({"kind": kind} if kind else {})
+        )
         path = f"/v1/accounts/{customer_id}/entries"
         return EntryPage.model_validate_json(await self._http.call("GET", path, params=params))
 
@@ -110,7 +112,7 @@ class LedgerClient:
         return [CapChangeView.model_validate(row) for row in orjson.loads(content)]
 
     async def check(self) -> CheckReport:
-        """Compare every projection with its entries and recompute every chain. Takes time: it reads the whole ledger."""
+        """Compare every projection with its entries and recompute every chain; slow: it reads everything."""
         return CheckReport.model_validate_json(await self._slow_http.call("POST", "/v1/check"))
 
     async def _send_all(self) -> None:
@@ -120,7 +122,9 @@ class LedgerClient:
             try:
                 results = await self.apply_batch([operation for operation, _ in batch])
             except Exception as error:
-                failure = error if isinstance(error, ApiError) else Unreachable(f"the ledger's answer: {error}")
+                failure = (
+                    error if isinstance(error, ApiError) else Unreachable(f"the ledger's answer: {error}")
+                )
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(failure)

@@ -1,10 +1,10 @@
 """What the ledger refuses, as errors.
 
-    ApiError
-    ├── NotFound
-    │   └── UnknownCustomer   404 unknown_customer
-    └── Conflict
-        └── OperationConflict 409 idempotency_conflict, `param` names the field
+ApiError
+├── NotFound
+│   └── UnknownCustomer   404 unknown_customer
+└── Conflict
+    └── OperationConflict 409 idempotency_conflict, `param` names the field
 """
 
 from darktree_kit.errors import Conflict, NotFound

@@ -140,12 +140,23 @@ class Result(BaseModel):
     """What became of one operation, and the customer's row after it.
 
     `outcome`: `done`; `refused` with a reason; `conflict` with the field that differs from the first time, or with
-    reason `resolved` when the hold was already settled or voided.
+    reason `resolved` when the hold was already settled or voided. `failed` means that this operation could not be
+    applied at all, while others of its batch were.
     """
 
     outcome: Literal["done", "refused", "conflict"]
     reason: (
-        Literal["cap", "balance", "in_flight", "inexact", "expired", "resolved", "unknown_customer", "unknown_hold"]
+        Literal[
+            "cap",
+            "balance",
+            "in_flight",
+            "inexact",
+            "expired",
+            "resolved",
+            "unknown_customer",
+            "unknown_hold",
+            "failed",
+        ]
         | None
     ) = None
     field: str | None = None

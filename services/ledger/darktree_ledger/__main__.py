@@ -1,0 +1,14 @@
+"""`python -m darktree_ledger`: the ledger's process."""
+
+from darktree_kit import logs, server
+from darktree_ledger.app import make_app
+from darktree_ledger.settings import Settings
+
+
+def main() -> None:
+    settings = Settings()
+    logs.configure("ledger", settings.log_level)
+    server.serve(make_app(settings), [server.listen(settings.host, settings.port)])
+
+
+main()

@@ -1,0 +1,130 @@
+"""Reading: balances, days, caps and entries. Nothing here sums the ledger."""
+
+from collections.abc import Sequence
+from datetime import date
+from uuid import UUID
+
+from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col
+
+from darktree_kit.errors import BadRequest
+from darktree_ledger.errors import UnknownCustomer
+from darktree_ledger.models import Account, CapChange, DayUsage, Entry, Hold
+from darktree_ledger.schemas import AccountView, CapChangeView, DayView, EntryPage, EntryView
+
+MAX_DAYS = 366
+MAX_CAP_CHANGES = 1_000
+
+
+async def account(session: AsyncSession, customer_id: str) -> AccountView:
+    """Return the customer's row as it stands, expired holds already left out. Raises UnknownCustomer."""
+    row = await session.get(Account, customer_id)
+    if row is None:
+        raise UnknownCustomer(customer_id)
+    now = (await session.execute(select(func.ledger.clock_now()))).scalar_one()
+    today = max(row.today, now.date())
+    used = await session.get(DayUsage, (customer_id, today))
+    tokens = col(Hold.prompt_tokens) + col(Hold.completion_tokens)
+    open_holds, held_nanos, held_tokens = (
+        await session.execute(
+            select(
+                func.count(),
+                func.coalesce(func.sum(col(Hold.amount_nanos)), 0),
+                func.coalesce(func.sum(tokens).filter(col(Hold.usage_day) == today), 0),
+            ).where(
+                col(Hold.customer_id) == customer_id, col(Hold.state) == "open", col(Hold.expires_at) > now
+            )
+        )
+    ).one()
+    return AccountView(
+        customer_id=customer_id,
+        balance_nanos=row.balance_nanos,
+        held_nanos=int(held_nanos),
+        cap_tokens=row.cap_tokens,
+        day=today,
+        day_tokens=used.prompt_tokens + used.completion_tokens if used else 0,
+        day_held_tokens=int(held_tokens),
+        reset_seconds=86_400 - (now.hour * 3600 + now.minute * 60 + now.second),
+        entry_count=row.seq,
+        open_holds=open_holds,
+        head=row.head.hex(),
+    )
+
+
+async def entries(
+    session: AsyncSession, customer_id: str, *, limit: int, after: str | None, kind: str | None
+) -> EntryPage:
+    """Return a page of entries, newest first. The cursor is a sequence number, so new entries never move a page."""
+    await _must_exist(session, customer_id)
+    query = select(Entry).where(col(Entry.customer_id) == customer_id)
+    if after is not None:
+        query = query.where(col(Entry.seq) < _cursor(after))
+    if kind is not None:
+        query = query.where(col(Entry.kind) == kind)
+    rows = (await session.scalars(query.order_by(col(Entry.seq).desc()).limit(limit + 1))).all()
+    page = rows[:limit]
+    return EntryPage(data=[_view(row) for row in page], next=str(page[-1].seq) if len(rows) > limit else None)
+
+
+async def entries_of_hold(session: AsyncSession, customer_id: str, hold_id: UUID) -> list[EntryView]:
+    """Return what a hold was settled with: a usage entry, an absorbed one, or both; nothing while it is open."""
+    hold = await session.get(Hold, hold_id)
+    if hold is None or hold.customer_id != customer_id or hold.entry_seq is None:
+        return []
+    rows = await session.scalars(
+        select(Entry)
+        .where(
+            col(Entry.customer_id) == customer_id,
+            col(Entry.seq).between(hold.entry_seq, hold.entry_seq + 1),
+            col(Entry.hold_id) == hold_id,
+        )
+        .order_by(col(Entry.seq))
+    )
+    return [_view(row) for row in rows]
+
+
+async def days(session: AsyncSession, customer_id: str, first: date, last: date) -> list[DayView]:
+    """Return the days that have anything to tell, oldest first; both ends are included."""
+    await _must_exist(session, customer_id)
+    if not 0 <= (last - first).days < MAX_DAYS:
+        raise BadRequest(f"first and last must be in order and at most {MAX_DAYS} days apart.", param="last")
+    rows = await session.scalars(
+        select(DayUsage)
+        .where(col(DayUsage.customer_id) == customer_id, col(DayUsage.day).between(first, last))
+        .order_by(col(DayUsage.day))
+    )
+    return [DayView.model_validate(row, from_attributes=True) for row in rows]
+
+
+async def cap_changes(session: AsyncSession, customer_id: str) -> Sequence[CapChangeView]:
+    """Return the newest changes of the daily cap, newest first."""
+    await _must_exist(session, customer_id)
+    rows = await session.scalars(
+        select(CapChange)
+        .where(col(CapChange.customer_id) == customer_id)
+        .order_by(col(CapChange.changed_at).desc(), col(CapChange.operation_id).desc())
+        .limit(MAX_CAP_CHANGES)
+    )
+    return [CapChangeView.model_validate(row, from_attributes=True) for row in rows]
+
+
+async def prepare_months(session: AsyncSession) -> int:
+    """Make the partitions of the coming months; return how many were missing."""
+    return int((await session.execute(text("SELECT ledger.prepare_months()"))).scalar_one())
+
+
+async def _must_exist(session: AsyncSession, customer_id: str) -> None:
+    if await session.get(Account, customer_id) is None:
+        raise UnknownCustomer(customer_id)
+
+
+def _cursor(after: str) -> int:
+    if not (after.isascii() and after.isdigit() and len(after) <= 18):
+        raise BadRequest("after must be the `next` of an earlier page.", param="after", code="invalid_value")
+    return int(after)
+
+
+def _view(row: Entry) -> EntryView:
+    values = row.model_dump() | {"prev_hash": row.prev_hash.hex(), "hash": row.hash.hex()}
+    return EntryView.model_validate(values)

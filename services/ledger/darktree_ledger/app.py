@@ -1,0 +1,225 @@
+"""The ledger's HTTP surface: a batch of operations in, balances and entries out. Nobody else moves money."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import date
+from typing import Annotated, Any
+from uuid import UUID
+
+import orjson
+from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
+from fastapi.responses import Response
+from pydantic import ValidationError
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from darktree_kit.app import create_app
+from darktree_kit.auth import Callers, require
+from darktree_kit.db import Database, Session
+from darktree_kit.errors import ApiError, BadRequest, Forbidden, TooLarge, Unavailable
+from darktree_kit.openapi import refusals
+from darktree_ledger import accounts, invariants, metrics, operations
+from darktree_ledger.schemas import (
+    MAX_PAGE,
+    OPERATIONS,
+    RESULTS,
+    AccountView,
+    CapChangeView,
+    CheckReport,
+    CustomerId,
+    DayView,
+    EntryPage,
+    EntryView,
+    Operation,
+    Show,
+)
+from darktree_ledger.settings import Settings
+
+MAX_BODY_BYTES = 2 * 1024 * 1024
+PREPARE_MONTHS_INTERVAL_SECONDS = 24 * 3600.0
+REAP_INTERVAL_SECONDS = 15.0
+MAX_REAPED_CUSTOMERS = 500
+
+# Which operations each caller may send: the gateway meters, billing grants and opens.
+_VERBS = {
+    "gateway": frozenset({"hold", "renew", "settle", "void", "show"}),
+    "billing": frozenset({"open", "grant", "cap", "show"}),
+}
+_log = logging.getLogger(__name__)
+_Caller = Annotated[str, Depends(require("gateway", "billing"))]
+_CustomerId = Annotated[CustomerId, Path()]
+router = APIRouter(prefix="/v1")
+
+
+def make_app(settings: Settings) -> FastAPI:
+    """Return the ledger's application."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        database = Database(settings.database_url.get_secret_value(), pool_size=settings.database_pool_size)
+        app.state.database = database
+        app.state.ready = database.ping
+        chores = [
+            asyncio.create_task(_repeat(_prepare_months, database, PREPARE_MONTHS_INTERVAL_SECONDS)),
+            asyncio.create_task(_repeat(_reap, database, REAP_INTERVAL_SECONDS)),
+        ]
+        yield
+        for chore in chores:
+            chore.cancel()
+        await asyncio.gather(*chores, return_exceptions=True)
+        await database.close()
+
+    app = create_app("ledger", lifespan=lifespan, title="Darktree ledger", description=__doc__ or "")
+    app.state.callers = Callers(
+        {
+            "gateway": settings.gateway_token.get_secret_value(),
+            "billing": settings.billing_token.get_secret_value(),
+        }
+    )
+    app.include_router(router, responses=refusals(400, 401, 403, 404, 413, 503))
+    app.add_exception_handler(DBAPIError, _answer_database_away)
+    app.add_exception_handler(PoolTimeoutError, _answer_database_away)
+    _describe_operations(app)
+    return app
+
+
+@router.post(
+    "/operations", summary="Apply operations, in order and in one transaction, with one result for each"
+)
+async def apply_operations(request: Request, caller: _Caller) -> Response:
+    batch = _parse(await _body(request))
+    for operation in batch:
+        if operation.op not in _VERBS[caller]:
+            raise Forbidden(f"{caller} may not {operation.op}.", param="op")
+    results = await operations.apply(request.app.state.database, batch)
+    metrics.BATCH_OPERATIONS.observe(len(batch))
+    return Response(results, media_type="application/json")
+
+
+@router.get("/accounts/{customer_id}")
+async def read_account(customer_id: _CustomerId, session: Session, _: _Caller) -> AccountView:
+    return await accounts.account(session, customer_id)
+
+
+@router.get("/accounts/{customer_id}/entries")
+async def read_entries(
+    customer_id: _CustomerId,
+    session: Session,
+    _: _Caller,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
+    after: Annotated[str | None, Query(max_length=64)] = None,
+    kind: Annotated[str | None, Query(pattern="^(grant|usage|absorbed)$")] = None,
+) -> EntryPage:
+    return await accounts.entries(session, customer_id, limit=limit, after=after, kind=kind)
+
+
+@router.get("/accounts/{customer_id}/holds/{hold_id}/entries")
+async def read_entries_of_hold(
+    customer_id: _CustomerId, hold_id: UUID, session: Session, _: _Caller
+) -> list[EntryView]:
+    return await accounts.entries_of_hold(session, customer_id, hold_id)
+
+
+@router.get("/accounts/{customer_id}/days")
+async def read_days(
+    customer_id: _CustomerId, session: Session, _: _Caller, first: date, last: date
+) -> list[DayView]:
+    return await accounts.days(session, customer_id, first, last)
+
+
+@router.get("/accounts/{customer_id}/cap-changes")
+async def read_cap_changes(customer_id: _CustomerId, session: Session, _: _Caller) -> list[CapChangeView]:
+    return list(await accounts.cap_changes(session, customer_id))
+
+
+@router.post("/check", summary="Compare every projection with its entries and recompute every chain")
+async def check(session: Session, _: Annotated[str, Depends(require("billing"))]) -> CheckReport:
+    return await invariants.check(session)
+
+
+async def _body(request: Request) -> bytes:
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > MAX_BODY_BYTES:
+            raise TooLarge(f"A batch may have at most {MAX_BODY_BYTES} bytes.")
+    return bytes(content)
+
+
+def _parse(content: bytes) -> list[Operation]:
+    # By pydantic's own JSON parser: strict about types, and a tenth of the cost of a framework's body.
+    try:
+        return OPERATIONS.validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or None
+        message = f"{place or 'body'}: {first['msg']}"
+        raise BadRequest(message, param=place, code="invalid_value") from error
+
+
+async def _answer_database_away(_: Request, error: Exception) -> Response:
+    _log.warning("the database did not answer", extra={"error": str(error)[:500]})
+    refusal: ApiError = Unavailable("The ledger's database is away.", headers={"Retry-After": "1"})
+    return Response(
+        orjson.dumps(refusal.body()),
+        refusal.answer_status,
+        headers=refusal.headers,
+        media_type="application/json",
+    )
+
+
+async def _repeat(chore: Callable[[Database], Awaitable[None]], database: Database, seconds: float) -> None:
+    while True:
+        try:
+            await chore(database)
+            pause = seconds
+        except Exception as error:
+            _log.warning("a chore failed", extra={"chore": chore.__name__, "error": str(error)[:500]})
+            pause = min(seconds, REAP_INTERVAL_SECONDS)
+        await asyncio.sleep(pause)
+
+
+async def _prepare_months(database: Database) -> None:
+    async with database.sessions.begin() as session:
+        await accounts.prepare_months(session)
+
+
+async def _reap(database: Database) -> None:
+    # Expired holds are released by their customer's next operation; this is for those who send none.
+    async with database.sessions.begin() as session:
+        rows = await session.scalars(
+            text(
+                "SELECT DISTINCT customer_id FROM ledger.hold"
+                " WHERE state = 'open' AND expires_at <= ledger.clock_now() LIMIT :many"
+            ),
+            {"many": MAX_REAPED_CUSTOMERS},
+        )
+        customer_ids = rows.all()
+    if customer_ids:
+        await operations.apply(database, [Show(customer_id=customer_id) for customer_id in customer_ids])
+
+
+def _describe_operations(app: FastAPI) -> None:
+    """Put the batch's body and results, which FastAPI never sees as types, into the OpenAPI description."""
+    describe = app.openapi
+
+    def with_operations() -> dict[str, Any]:
+        schema = describe()
+        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+        place = schema["paths"]["/v1/operations"]["post"]
+        for name, adapter in (("Operations", OPERATIONS), ("Results", RESULTS)):
+            described = adapter.json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(described.pop("$defs", {}))
+            schemas[name] = described
+        place["requestBody"] = {"required": True, "content": _content("Operations")}
+        place["responses"]["200"] = {"description": "One result for each.", "content": _content("Results")}
+        return schema
+
+    app.openapi = with_operations  # type: ignore[method-assign]
+
+
+def _content(name: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}

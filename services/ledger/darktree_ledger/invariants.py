@@ -1,0 +1,131 @@
+"""The truths about money, checked against the database as it is.
+
+Every projection equals the fold of the entries, every open hold is counted once, and every chain is whole.
+"""
+
+from collections.abc import AsyncIterator
+
+from sqlalchemy import RowMapping, func, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col
+
+from darktree_ledger import chain
+from darktree_ledger.models import Account, Entry, Hold
+from darktree_ledger.schemas import CheckReport, Problem
+
+MAX_PROBLEMS = 1_000
+ROWS_PER_READ = 2_000
+
+# One row for each projection that differs from what the entries and open holds say.
+_DIFFERENCES = {
+    "balance_nanos": """
+        SELECT a.customer_id, coalesce(f.balance, 0) AS expected, a.balance_nanos AS found
+        FROM ledger.account a LEFT JOIN (
+            SELECT customer_id, sum(CASE WHEN credit_account = 'customer_credits' THEN amount_nanos ELSE 0 END
+                                  - CASE WHEN debit_account = 'customer_credits' THEN amount_nanos ELSE 0 END)
+                   AS balance
+            FROM ledger.entry GROUP BY 1) f USING (customer_id)
+        WHERE a.balance_nanos <> coalesce(f.balance, 0)""",
+    "held_nanos": """
+        SELECT a.customer_id, coalesce(h.amount, 0) AS expected, a.held_nanos AS found
+        FROM ledger.account a LEFT JOIN (
+            SELECT customer_id, sum(amount_nanos) AS amount FROM ledger.hold WHERE state = 'open' GROUP BY 1
+        ) h USING (customer_id)
+        WHERE a.held_nanos <> coalesce(h.amount, 0)""",
+    "the day's held tokens": """
+        SELECT coalesce(d.customer_id, h.customer_id) AS customer_id,
+               coalesce(h.tokens, 0) AS expected, d.held_tokens AS found
+        FROM ledger.day_usage d FULL JOIN (
+            SELECT customer_id, usage_day AS day, sum(prompt_tokens + completion_tokens) AS tokens
+            FROM ledger.hold WHERE state = 'open' GROUP BY 1, 2) h USING (customer_id, day)
+        WHERE d.held_tokens IS DISTINCT FROM coalesce(h.tokens, 0)""",
+    "the day's requests, tokens and amount": """
+        SELECT coalesce(d.customer_id, e.customer_id) AS customer_id,
+               concat_ws(' ', day, coalesce(e.requests, 0), coalesce(e.prompt, 0), coalesce(e.completion, 0),
+                         coalesce(e.amount, 0), coalesce(e.absorbed, 0)) AS expected,
+               concat_ws(' ', day, d.requests, d.prompt_tokens, d.completion_tokens, d.amount_nanos,
+                         d.absorbed_tokens) AS found
+        FROM ledger.day_usage d FULL JOIN (
+            SELECT customer_id, usage_day AS day, count(DISTINCT hold_id) AS requests,
+                   sum(prompt_tokens) FILTER (WHERE kind = 'usage') AS prompt,
+                   sum(completion_tokens) FILTER (WHERE kind = 'usage') AS completion,
+                   sum(amount_nanos) FILTER (WHERE kind = 'usage') AS amount,
+                   sum(prompt_tokens + completion_tokens) FILTER (WHERE kind = 'absorbed') AS absorbed
+            FROM ledger.entry WHERE usage_day IS NOT NULL GROUP BY 1, 2) e USING (customer_id, day)
+        WHERE (d.requests, d.prompt_tokens, d.completion_tokens, d.amount_nanos, d.absorbed_tokens)
+              IS DISTINCT FROM (coalesce(e.requests, 0), coalesce(e.prompt, 0), coalesce(e.completion, 0),
+                                coalesce(e.amount, 0), coalesce(e.absorbed, 0))""",
+    "settlements of a hold": """
+        SELECT h.customer_id, h.hold_id || ': one usage entry or one absorbed' AS expected,
+               count(e.entry_id) || ' entries, state ' || h.state AS found
+        FROM ledger.hold h LEFT JOIN ledger.entry e ON e.hold_id = h.hold_id
+        GROUP BY h.hold_id
+        HAVING (h.state = 'settled') <> (count(e.entry_id) > 0)
+            OR count(*) FILTER (WHERE e.kind = 'usage') > 1 OR count(*) FILTER (WHERE e.kind = 'absorbed') > 1""",
+}
+
+
+async def check(session: AsyncSession) -> CheckReport:
+    """Compare every projection with its entries and recompute every chain, in one snapshot of the database."""
+    await session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+    await session.execute(text("SET LOCAL statement_timeout = 0"))
+    problems: list[Problem] = []
+    for what, query in _DIFFERENCES.items():
+        rows = (await session.execute(text(query))).mappings()
+        problems += [_problem(what, row) for row in rows.fetchmany(MAX_PROBLEMS)]
+    problems += [problem async for problem in _broken_chains(session)]
+    return CheckReport(
+        customers=await _count(session, Account),
+        entries=await _count(session, Entry),
+        open_holds=(
+            await session.execute(select(func.count()).select_from(Hold).where(col(Hold.state) == "open"))
+        ).scalar_one(),
+        problems=problems[:MAX_PROBLEMS],
+    )
+
+
+async def _broken_chains(session: AsyncSession) -> AsyncIterator[Problem]:
+    heads = {row.customer_id: row.head for row in await session.scalars(select(Account))}
+    last: dict[str, tuple[int, bytes, int]] = {}
+    query = select(Entry).order_by(col(Entry.customer_id), col(Entry.seq))
+    async for entry in await session.stream_scalars(query.execution_options(yield_per=ROWS_PER_READ)):
+        customer_id = entry.customer_id
+        seq, head, balance = last.get(customer_id, (0, chain.genesis(customer_id), 0))
+        balance += entry.amount_nanos * (entry.credit_account == "customer_credits")
+        balance -= entry.amount_nanos * (entry.debit_account == "customer_credits")
+        expected = chain.entry_hash(entry, head)
+        if (entry.seq, entry.prev_hash, entry.hash) != (seq + 1, head, expected):
+            yield Problem(
+                customer_id=customer_id,
+                what=f"the chain at entry {entry.seq}",
+                expected=f"{seq + 1} {expected.hex()}",
+                found=f"{entry.seq} {entry.hash.hex()}",
+            )
+        if entry.balance_after_nanos != balance:
+            yield Problem(
+                customer_id=customer_id,
+                what=f"the balance after entry {entry.seq}",
+                expected=str(balance),
+                found=str(entry.balance_after_nanos),
+            )
+        last[customer_id] = (entry.seq, entry.hash, balance)
+        session.expunge(entry)
+    for customer_id, head in heads.items():
+        expected = last[customer_id][1] if customer_id in last else chain.genesis(customer_id)
+        if head != expected:
+            yield Problem(
+                customer_id=customer_id,
+                what="the head of the chain",
+                expected=expected.hex(),
+                found=head.hex(),
+            )
+
+
+async def _count(session: AsyncSession, model: type[Account] | type[Entry]) -> int:
+    return int((await session.execute(select(func.count()).select_from(model))).scalar_one())
+
+
+def _problem(what: str, row: RowMapping) -> Problem:
+    return Problem(
+        customer_id=row["customer_id"], what=what, expected=str(row["expected"]), found=str(row["found"])
+    )

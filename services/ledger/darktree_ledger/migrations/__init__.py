@@ -1,0 +1,1 @@
+"""The ledger's schema, as numbered steps that only go up: a ledger has no way back."""

@@ -1,0 +1,518 @@
+-- The operations: the only code that moves money. One call applies a batch in order, with one result for each.
+
+-- The bytes that are hashed, version 1 (darktree_ledger/chain.py says the same in Python; docs/ledger-format.md in
+-- words): each field as a four-byte big-endian length and its bytes, a missing one as the length ffffffff.
+CREATE FUNCTION ledger.field(value bytea) RETURNS bytea LANGUAGE sql IMMUTABLE PARALLEL SAFE AS
+$$ SELECT coalesce(int4send(octet_length($1)) || $1, '\xffffffff') $$;
+
+CREATE FUNCTION ledger.field(value text) RETURNS bytea LANGUAGE sql STABLE PARALLEL SAFE AS
+$$ SELECT coalesce(int4send(octet_length(convert_to($1, 'UTF8'))) || convert_to($1, 'UTF8'), '\xffffffff') $$;
+
+-- STABLE, because convert_to is: declared IMMUTABLE, it would not be inlined and cost ten times as much.
+CREATE FUNCTION ledger.entry_hash(e ledger.entry) RETURNS bytea LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT sha256('\x00'::bytea
+        || ledger.field('darktree-entry-v1'::text)
+        || ledger.field(e.customer_id)
+        || ledger.field(int8send(e.seq))
+        || ledger.field(uuid_send(e.entry_id))
+        || ledger.field(e.kind)
+        || ledger.field(e.debit_account)
+        || ledger.field(e.credit_account)
+        || ledger.field(int8send(e.amount_nanos))
+        || ledger.field(int8send(e.balance_after_nanos))
+        || ledger.field(int4send(e.usage_day - date '1970-01-01'))
+        || ledger.field(uuid_send(e.hold_id))
+        || ledger.field(e.key_id)
+        || ledger.field(e.model)
+        || ledger.field(e.lane)
+        || ledger.field(int8send(e.prompt_tokens))
+        || ledger.field(int8send(e.completion_tokens))
+        || ledger.field(int8send(e.prompt_price_nanos))
+        || ledger.field(int8send(e.completion_price_nanos))
+        || ledger.field(e.outcome)
+        || ledger.field(e.reason)
+        || ledger.field(e.actor)
+        || ledger.field(e.reference)
+        || ledger.field(int8send((extract(epoch FROM e.recorded_at) * 1000000)::bigint))
+        || e.prev_hash)
+$$;
+
+-- How many of the tokens fit into the limits: prompt first, then completion.
+CREATE FUNCTION ledger.fitting(wanted bigint, price_nanos bigint, limit_tokens bigint, limit_nanos bigint)
+RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT greatest(0, least(wanted, limit_tokens, CASE WHEN price_nanos > 0 THEN limit_nanos / price_nanos END))
+$$;
+
+CREATE TYPE ledger.result AS (
+    "position"         bigint,
+    outcome            text,
+    reason             text,
+    field              text,
+    replayed           boolean,
+    balance_nanos      bigint,
+    held_nanos         bigint,
+    cap_tokens         bigint,
+    day                date,
+    day_tokens         bigint,
+    day_held_tokens    bigint,
+    reset_seconds      integer,
+    completion_tokens  bigint,
+    usage_day          date,
+    expires_in_seconds double precision,
+    entry_id           uuid,
+    seq                bigint,
+    charged_tokens     bigint,
+    absorbed_tokens    bigint,
+    amount_nanos       bigint
+);
+
+-- Releases what expired holds of these customers had reserved. The caller holds the customers' rows.
+CREATE FUNCTION ledger.reap(customer_ids text[], at timestamptz) RETURNS void
+LANGUAGE sql SET search_path = ledger, pg_temp AS $$
+    WITH reaped AS (
+        UPDATE hold SET state = 'expired', resolved_at = at
+        WHERE customer_id = ANY (customer_ids) AND state = 'open' AND expires_at <= at
+        RETURNING customer_id, usage_day, amount_nanos, prompt_tokens + completion_tokens AS tokens
+    ), days AS (
+        UPDATE day_usage d SET held_tokens = d.held_tokens - r.tokens
+        FROM (SELECT customer_id, usage_day, sum(tokens)::bigint AS tokens FROM reaped GROUP BY 1, 2) r
+        WHERE d.customer_id = r.customer_id AND d.day = r.usage_day
+    )
+    UPDATE account a SET held_nanos = a.held_nanos - r.amount_nanos
+    FROM (SELECT customer_id, sum(amount_nanos)::bigint AS amount_nanos FROM reaped GROUP BY 1) r
+    WHERE a.customer_id = r.customer_id
+$$;
+
+-- What a hold's body differs in from the first time, or null: the contract of a client-made id.
+CREATE FUNCTION ledger.hold_difference(
+    h ledger.hold, customer_id text, key_id text, model text, lane text, prompt_tokens bigint, asked_tokens bigint,
+    step_tokens bigint, exact boolean, prompt_price_nanos bigint, completion_price_nanos bigint, ttl_seconds integer
+) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE
+        WHEN h.customer_id <> $2 THEN 'customer_id'
+        WHEN h.key_id <> $3 THEN 'key_id'
+        WHEN h.model <> $4 THEN 'model'
+        WHEN h.lane <> $5 THEN 'lane'
+        WHEN h.prompt_tokens <> $6 THEN 'prompt_tokens'
+        WHEN h.asked_tokens <> $7 THEN 'completion_tokens'
+        WHEN h.step_tokens <> $8 THEN 'step_tokens'
+        WHEN h.exact <> $9 THEN 'exact'
+        WHEN h.prompt_price_nanos <> $10 THEN 'prompt_price_nanos'
+        WHEN h.completion_price_nanos <> $11 THEN 'completion_price_nanos'
+        WHEN h.ttl_seconds <> $12 THEN 'ttl_seconds'
+    END
+$$;
+
+-- Applies a batch. Every customer's row is locked, in order of their ids, before anything is decided; decisions are
+-- made in memory, one customer after another; everything is written at the end, set by set. An operation on an id that
+-- an earlier operation of the same batch has touched comes back as `again`: the service calls once more with those.
+CREATE FUNCTION ledger.apply(operations jsonb) RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = ledger, pg_temp
+SET timezone = 'UTC'
+-- Tables grow from empty under plans made when they were: always go by the index.
+SET plan_cache_mode = 'force_generic_plan'
+SET enable_seqscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+AS $$
+DECLARE
+    at            timestamptz;
+    utc_day       date;
+    reset_seconds integer;
+    customer_ids  text[];
+    current_id    text;
+    a             account;      -- of the current customer, as it will be
+    d             day_usage;    -- their day, likewise
+    e             entry;
+    r             result;
+    o             record;
+    minimum       bigint;
+    target        bigint;
+    day_left      bigint;
+    tokens        bigint;
+    limit_tokens  bigint;
+    limit_nanos   bigint;
+    amount        bigint;
+    used_prompt   bigint;
+    used_complete bigint;
+    old_day       day_usage;
+    changed       boolean := false;
+    results       result[] := '{}';
+    new_holds     hold[] := '{}';
+    done_holds    hold[] := '{}';
+    new_entries   entry[] := '{}';
+    new_accounts  account[] := '{}';
+    new_days      day_usage[] := '{}';
+    h             hold;
+BEGIN
+    SELECT array_agg(DISTINCT x.customer_id ORDER BY x.customer_id) INTO customer_ids
+    FROM jsonb_to_recordset(operations) AS x (customer_id text COLLATE "C");
+
+    IF operations @> '[{"op": "open"}]' THEN
+        at := clock_now();
+        INSERT INTO account (customer_id, cap_tokens, today, head, opened_by, opened_at)
+        SELECT DISTINCT ON (x.customer_id) x.customer_id, x.cap_tokens, at::date,
+               sha256(field('darktree-account-v1'::text) || field(x.customer_id)), x.operation_id, at
+        FROM jsonb_to_recordset(operations) AS x (op text, customer_id text COLLATE "C", cap_tokens bigint,
+                                                  operation_id uuid)
+        WHERE x.op = 'open' AND NOT EXISTS (SELECT FROM operation p WHERE p.operation_id = x.operation_id)
+        ORDER BY x.customer_id
+        ON CONFLICT DO NOTHING;
+    END IF;
+
+    -- Lock, in one order for everybody. The clock is read afterwards: a wait may have crossed midnight.
+    PERFORM FROM account x WHERE x.customer_id = ANY (customer_ids) ORDER BY x.customer_id FOR UPDATE;
+    at := clock_now();
+    utc_day := at::date;
+    reset_seconds := ceil(extract(epoch FROM (utc_day + 1)::timestamptz - at));
+
+    IF EXISTS (SELECT FROM hold x WHERE x.customer_id = ANY (customer_ids) AND x.state = 'open'
+               AND x.expires_at <= at) THEN
+        PERFORM reap(customer_ids, at);
+    END IF;
+
+    FOR o IN
+        SELECT x.*,
+               x.id IS NOT NULL AND row_number() OVER (PARTITION BY x.id ORDER BY x.position) > 1 AS again,
+               locked, counted, held, p.body AS applied_body, p.customer_id AS applied_customer_id,
+               p.entry_id AS applied_entry_id, p.entry_seq AS applied_seq
+        FROM (
+            SELECT y.*, coalesce(y.hold_id, y.operation_id) AS id
+            FROM ROWS FROM (jsonb_to_recordset(operations) AS (
+                op text, operation_id uuid, hold_id uuid, customer_id text, key_id text, model text, lane text,
+                prompt_tokens bigint, completion_tokens bigint, step_tokens bigint, exact boolean,
+                prompt_price_nanos bigint, completion_price_nanos bigint, ttl_seconds integer,
+                entry_id uuid, outcome text, amount_nanos bigint, source text, cap_tokens bigint,
+                reason text, actor text, reference text
+            )) WITH ORDINALITY AS y (
+                op, operation_id, hold_id, customer_id, key_id, model, lane, prompt_tokens, completion_tokens,
+                step_tokens, exact, prompt_price_nanos, completion_price_nanos, ttl_seconds, entry_id, outcome,
+                amount_nanos, source, cap_tokens, reason, actor, reference, "position")
+        ) x
+        LEFT JOIN account locked ON locked.customer_id = x.customer_id
+        LEFT JOIN day_usage counted ON counted.customer_id = x.customer_id AND counted.day = greatest(locked.today, utc_day)
+        LEFT JOIN hold held ON held.hold_id = x.hold_id
+        LEFT JOIN operation p ON p.operation_id = x.operation_id
+        ORDER BY x.customer_id COLLATE "C", x.position
+    LOOP
+        IF current_id IS DISTINCT FROM o.customer_id THEN
+            IF changed THEN
+                new_accounts := array_append(new_accounts, a);
+                new_days := array_append(new_days, d);
+                changed := false;
+            END IF;
+            current_id := o.customer_id;
+            a := o.locked;
+            d := o.counted;
+            a.today := greatest(a.today, utc_day);
+            IF d.customer_id IS NULL THEN
+                d := ROW(current_id, a.today, a.cap_tokens, 0, 0, 0, 0, 0, 0, 0);
+            END IF;
+            d.cap_tokens := a.cap_tokens;
+        END IF;
+
+        r := NULL;
+        r.position := o.position;
+        r.outcome := 'done';
+        h := o.held;
+
+        IF a.customer_id IS NULL THEN
+            r.outcome := 'refused';
+            r.reason := 'unknown_customer';
+
+        ELSIF o.again THEN
+            r.outcome := 'again';
+
+        ELSIF o.op = 'hold' THEN
+            IF h.hold_id IS NOT NULL THEN
+                r.field := hold_difference(
+                    h, o.customer_id, o.key_id, o.model, o.lane, o.prompt_tokens, o.completion_tokens, o.step_tokens,
+                    o.exact, o.prompt_price_nanos, o.completion_price_nanos, o.ttl_seconds);
+                IF r.field IS NOT NULL THEN
+                    r.outcome := 'conflict';
+                ELSE
+                    r.replayed := true;
+                END IF;
+            ELSE
+                minimum := least(o.step_tokens, o.completion_tokens);
+                day_left := a.cap_tokens - d.prompt_tokens - d.completion_tokens;
+                -- An inexact prompt has at least one token; an exact one has so many.
+                tokens := CASE WHEN o.exact THEN o.prompt_tokens ELSE least(1, o.prompt_tokens) END;
+                amount := tokens * o.prompt_price_nanos;
+                IF tokens + minimum > day_left THEN
+                    r.reason := 'cap';
+                ELSIF amount + minimum * o.completion_price_nanos > a.balance_nanos THEN
+                    r.reason := 'balance';
+                ELSE
+                    target := o.completion_tokens;
+                    IF o.exact THEN
+                        target := fitting(target, o.completion_price_nanos, day_left - tokens, a.balance_nanos - amount);
+                        target := target - CASE WHEN target < o.completion_tokens THEN target % o.step_tokens ELSE 0 END;
+                    END IF;
+                    amount := o.prompt_tokens * o.prompt_price_nanos + target * o.completion_price_nanos;
+                    tokens := o.prompt_tokens + target;
+                    IF tokens > day_left - d.held_tokens OR amount > a.balance_nanos - a.held_nanos THEN
+                        r.reason := CASE WHEN o.exact THEN 'in_flight' ELSE 'inexact' END;
+                    END IF;
+                END IF;
+                IF r.reason IS NOT NULL THEN
+                    r.outcome := 'refused';
+                    IF r.reason IN ('cap', 'balance') THEN
+                        d.refused_requests := d.refused_requests + 1;
+                        changed := true;
+                    END IF;
+                ELSE
+                    h := ROW(o.hold_id, o.customer_id, o.key_id, o.model, o.lane, o.prompt_tokens, o.completion_tokens,
+                             o.step_tokens, o.exact, o.prompt_price_nanos, o.completion_price_nanos, o.ttl_seconds,
+                             target, amount, a.today, at, at + make_interval(secs => o.ttl_seconds), 'open',
+                             NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+                    new_holds := array_append(new_holds, h);
+                    a.held_nanos := a.held_nanos + amount;
+                    d.held_tokens := d.held_tokens + tokens;
+                    changed := true;
+                END IF;
+            END IF;
+            IF r.outcome = 'done' THEN
+                r.completion_tokens := h.completion_tokens;
+                r.usage_day := h.usage_day;
+                r.expires_in_seconds := extract(epoch FROM h.expires_at - at);
+            END IF;
+
+        ELSIF o.op IN ('settle', 'void', 'renew') AND h.hold_id IS NULL THEN
+            r.outcome := 'refused';
+            r.reason := 'unknown_hold';
+
+        ELSIF o.op IN ('settle', 'void', 'renew') AND h.customer_id <> o.customer_id THEN
+            r.outcome := 'conflict';
+            r.field := 'customer_id';
+
+        ELSIF o.op = 'settle' THEN
+            IF h.state = 'settled' THEN
+                r.field := CASE
+                    WHEN h.entry_id <> o.entry_id THEN 'entry_id'
+                    WHEN h.used_prompt_tokens <> o.prompt_tokens THEN 'prompt_tokens'
+                    WHEN h.used_completion_tokens <> o.completion_tokens THEN 'completion_tokens'
+                    WHEN h.outcome <> o.outcome THEN 'outcome' END;
+                IF r.field IS NOT NULL THEN
+                    r.outcome := 'conflict';
+                ELSE
+                    r.replayed := true;
+                END IF;
+            ELSIF h.state = 'voided' THEN
+                r.outcome := 'conflict';
+                r.reason := 'resolved';
+            ELSE
+                -- A day that has passed is not in memory: it is read and written by itself.
+                IF h.usage_day = d.day THEN
+                    old_day := NULL;
+                ELSE
+                    SELECT * INTO old_day FROM day_usage x WHERE x.customer_id = a.customer_id AND x.day = h.usage_day;
+                END IF;
+                limit_tokens := h.prompt_tokens + h.completion_tokens;
+                limit_nanos := h.amount_nanos;
+                IF h.state = 'open' THEN
+                    a.held_nanos := a.held_nanos - limit_nanos;
+                    IF old_day.customer_id IS NULL THEN
+                        d.held_tokens := d.held_tokens - limit_tokens;
+                    ELSE
+                        old_day.held_tokens := old_day.held_tokens - limit_tokens;
+                    END IF;
+                ELSIF old_day.customer_id IS NULL THEN
+                    limit_tokens := least(limit_tokens, a.cap_tokens - d.prompt_tokens - d.completion_tokens - d.held_tokens);
+                    limit_nanos := least(limit_nanos, a.balance_nanos - a.held_nanos);
+                ELSE
+                    limit_tokens := least(limit_tokens, old_day.cap_tokens - old_day.prompt_tokens
+                                          - old_day.completion_tokens - old_day.held_tokens);
+                    limit_nanos := least(limit_nanos, a.balance_nanos - a.held_nanos);
+                END IF;
+                used_prompt := fitting(o.prompt_tokens, h.prompt_price_nanos, limit_tokens, limit_nanos);
+                amount := used_prompt * h.prompt_price_nanos;
+                used_complete := fitting(o.completion_tokens, h.completion_price_nanos, limit_tokens - used_prompt,
+                                         limit_nanos - amount);
+                amount := amount + used_complete * h.completion_price_nanos;
+                tokens := o.prompt_tokens + o.completion_tokens - used_prompt - used_complete;   -- absorbed
+
+                IF used_prompt + used_complete > 0 OR tokens = 0 THEN
+                    a.balance_nanos := a.balance_nanos - amount;
+                    a.seq := a.seq + 1;
+                    e := ROW(o.entry_id, a.customer_id, a.seq, 'usage', 'customer_credits', 'revenue', amount,
+                             a.balance_nanos, h.usage_day, h.hold_id, h.key_id, h.model, h.lane, used_prompt,
+                             used_complete, h.prompt_price_nanos, h.completion_price_nanos, o.outcome, NULL, NULL, NULL,
+                             at, pg_current_xact_id(), a.head, NULL);
+                    e.hash := entry_hash(e);
+                    a.head := e.hash;
+                    new_entries := array_append(new_entries, e);
+                    h.entry_seq := a.seq;
+                END IF;
+                IF tokens > 0 THEN
+                    a.seq := a.seq + 1;
+                    e := ROW(CASE WHEN h.entry_seq IS NULL THEN o.entry_id ELSE gen_random_uuid() END,
+                             a.customer_id, a.seq, 'absorbed', 'house_absorbed', 'revenue',
+                             (o.prompt_tokens - used_prompt) * h.prompt_price_nanos
+                             + (o.completion_tokens - used_complete) * h.completion_price_nanos,
+                             a.balance_nanos, h.usage_day, h.hold_id, h.key_id, h.model, h.lane,
+                             o.prompt_tokens - used_prompt, o.completion_tokens - used_complete,
+                             h.prompt_price_nanos, h.completion_price_nanos, o.outcome,
+                             CASE h.state WHEN 'expired' THEN 'settled after the hold expired'
+                                          ELSE 'more than the hold' END,
+                             NULL, NULL, at, pg_current_xact_id(), a.head, NULL);
+                    e.hash := entry_hash(e);
+                    a.head := e.hash;
+                    new_entries := array_append(new_entries, e);
+                    h.entry_seq := coalesce(h.entry_seq, a.seq);
+                END IF;
+
+                IF old_day.customer_id IS NULL THEN
+                    d.requests := d.requests + 1;
+                    d.prompt_tokens := d.prompt_tokens + used_prompt;
+                    d.completion_tokens := d.completion_tokens + used_complete;
+                    d.amount_nanos := d.amount_nanos + amount;
+                    d.absorbed_tokens := d.absorbed_tokens + tokens;
+                ELSE
+                    UPDATE day_usage x SET
+                        requests = x.requests + 1,
+                        prompt_tokens = x.prompt_tokens + used_prompt,
+                        completion_tokens = x.completion_tokens + used_complete,
+                        amount_nanos = x.amount_nanos + amount,
+                        absorbed_tokens = x.absorbed_tokens + tokens,
+                        held_tokens = old_day.held_tokens
+                    WHERE x.customer_id = a.customer_id AND x.day = h.usage_day;
+                END IF;
+                h.state := 'settled';
+                h.resolved_at := at;
+                h.entry_id := o.entry_id;
+                h.used_prompt_tokens := o.prompt_tokens;
+                h.used_completion_tokens := o.completion_tokens;
+                h.outcome := o.outcome;
+                h.charged_tokens := used_prompt + used_complete;
+                h.absorbed_tokens := tokens;
+                h.charged_nanos := amount;
+                done_holds := array_append(done_holds, h);
+                changed := true;
+            END IF;
+            IF r.outcome = 'done' THEN
+                r.entry_id := h.entry_id;
+                r.seq := h.entry_seq;
+                r.charged_tokens := h.charged_tokens;
+                r.absorbed_tokens := h.absorbed_tokens;
+                r.amount_nanos := h.charged_nanos;
+                r.usage_day := h.usage_day;
+            END IF;
+
+        ELSIF o.op = 'void' THEN
+            IF h.state = 'settled' THEN
+                r.outcome := 'conflict';
+                r.reason := 'resolved';
+            ELSIF h.state <> 'open' THEN
+                r.replayed := true;    -- voided before, or released when it expired: the same to the caller
+            ELSE
+                a.held_nanos := a.held_nanos - h.amount_nanos;
+                IF h.usage_day = d.day THEN
+                    d.held_tokens := d.held_tokens - h.prompt_tokens - h.completion_tokens;
+                ELSE
+                    UPDATE day_usage x SET held_tokens = x.held_tokens - h.prompt_tokens - h.completion_tokens
+                    WHERE x.customer_id = a.customer_id AND x.day = h.usage_day;
+                END IF;
+                h.state := 'voided';
+                h.resolved_at := at;
+                done_holds := array_append(done_holds, h);
+                changed := true;
+            END IF;
+
+        ELSIF o.op = 'renew' THEN
+            IF h.state = 'open' THEN
+                h.expires_at := greatest(h.expires_at, at + make_interval(secs => o.ttl_seconds));
+                done_holds := array_append(done_holds, h);
+                r.expires_in_seconds := extract(epoch FROM h.expires_at - at);
+            ELSE
+                r.outcome := 'refused';
+                r.reason := CASE h.state WHEN 'expired' THEN 'expired' ELSE 'resolved' END;
+            END IF;
+
+        ELSIF o.op IN ('grant', 'cap', 'open') THEN
+            IF o.applied_body IS NOT NULL THEN
+                SELECT key INTO r.field FROM jsonb_each(operations -> (o.position - 1)::integer) AS sent (key, value)
+                WHERE sent.value IS DISTINCT FROM coalesce(o.applied_body -> sent.key, 'null') ORDER BY key LIMIT 1;
+                IF r.field IS NOT NULL THEN
+                    r.outcome := 'conflict';
+                ELSE
+                    r.replayed := true;
+                    r.entry_id := o.applied_entry_id;
+                    r.seq := o.applied_seq;
+                    r.amount_nanos := o.amount_nanos;
+                END IF;
+            ELSIF o.op = 'open' AND a.opened_by <> o.operation_id THEN
+                r.replayed := true;
+            ELSE
+                IF o.op = 'grant' THEN
+                    a.balance_nanos := a.balance_nanos + o.amount_nanos;
+                    a.seq := a.seq + 1;
+                    e := ROW(o.operation_id, a.customer_id, a.seq, 'grant',
+                             CASE o.source WHEN 'purchase' THEN 'stripe_clearing' ELSE 'bonus_credits' END,
+                             'customer_credits', o.amount_nanos, a.balance_nanos, NULL, NULL, NULL, NULL, NULL, 0, 0, 0, 0,
+                             NULL, o.reason, o.actor, o.reference, at, pg_current_xact_id(), a.head, NULL);
+                    e.hash := entry_hash(e);
+                    a.head := e.hash;
+                    new_entries := array_append(new_entries, e);
+                    r.entry_id := e.entry_id;
+                    r.seq := e.seq;
+                    r.amount_nanos := o.amount_nanos;
+                ELSE
+                    INSERT INTO cap_change VALUES (
+                        o.operation_id, a.customer_id, o.cap_tokens, CASE o.op WHEN 'cap' THEN a.cap_tokens END,
+                        coalesce(o.reason, 'account opened'), o.actor, at);
+                    a.cap_tokens := o.cap_tokens;
+                    d.cap_tokens := o.cap_tokens;
+                END IF;
+                INSERT INTO operation VALUES (o.operation_id, a.customer_id, operations -> (o.position - 1)::integer,
+                                              r.entry_id, r.seq, at);
+                changed := true;
+            END IF;
+        END IF;
+
+        IF a.customer_id IS NOT NULL THEN
+            r.balance_nanos := a.balance_nanos;
+            r.held_nanos := a.held_nanos;
+            r.cap_tokens := a.cap_tokens;
+            r.day := d.day;
+            r.day_tokens := d.prompt_tokens + d.completion_tokens;
+            r.day_held_tokens := d.held_tokens;
+            r.reset_seconds := reset_seconds;
+        END IF;
+        results := array_append(results, r);
+    END LOOP;
+    IF changed THEN
+        new_accounts := array_append(new_accounts, a);
+        new_days := array_append(new_days, d);
+    END IF;
+
+    INSERT INTO hold SELECT * FROM unnest(new_holds);
+    UPDATE hold x SET
+        state = y.state, expires_at = y.expires_at, resolved_at = y.resolved_at, entry_id = y.entry_id,
+        entry_seq = y.entry_seq, used_prompt_tokens = y.used_prompt_tokens,
+        used_completion_tokens = y.used_completion_tokens, outcome = y.outcome, charged_tokens = y.charged_tokens,
+        absorbed_tokens = y.absorbed_tokens, charged_nanos = y.charged_nanos
+    FROM unnest(done_holds) y WHERE x.hold_id = y.hold_id;
+    INSERT INTO entry SELECT * FROM unnest(new_entries);
+    UPDATE account x SET
+        balance_nanos = y.balance_nanos, held_nanos = y.held_nanos, cap_tokens = y.cap_tokens, today = y.today,
+        seq = y.seq, head = y.head
+    FROM unnest(new_accounts) y WHERE x.customer_id = y.customer_id;
+    INSERT INTO day_usage SELECT * FROM unnest(new_days)
+    ON CONFLICT (customer_id, day) DO UPDATE SET
+        cap_tokens = excluded.cap_tokens, requests = excluded.requests, prompt_tokens = excluded.prompt_tokens,
+        completion_tokens = excluded.completion_tokens, amount_nanos = excluded.amount_nanos,
+        held_tokens = excluded.held_tokens, absorbed_tokens = excluded.absorbed_tokens,
+        refused_requests = excluded.refused_requests;
+
+    RETURN (SELECT json_strip_nulls(json_agg(x ORDER BY x.position)) FROM unnest(results) x)::text;
+END $$;
+
+-- Who may do what: the service's role reads and executes; nobody else anything.
+REVOKE ALL ON ALL TABLES IN SCHEMA ledger FROM PUBLIC;
+REVOKE ALL ON ALL ROUTINES IN SCHEMA ledger FROM PUBLIC;
+GRANT USAGE ON SCHEMA ledger TO darktree_ledger;
+GRANT SELECT ON ledger.account, ledger.day_usage, ledger.hold, ledger.operation, ledger.cap_change, ledger.entry
+    TO darktree_ledger;
+GRANT EXECUTE ON FUNCTION ledger.apply(jsonb), ledger.prepare_months(), ledger.clock_now() TO darktree_ledger;

