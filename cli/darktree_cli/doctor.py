@@ -1,0 +1,113 @@
+"""`darktree doctor`: what runs, what does not, and what to do about it."""
+
+import asyncio
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import typer
+
+from darktree_billing.client import AdminClient
+from darktree_cli import probes
+from darktree_cli.connection import DataDirOption, Found, find
+from darktree_cli.output import Output, OutputOption, show
+from darktree_cli.settings import Settings
+from darktree_cli.state import PlatformRecord, ProcessRecord
+from darktree_cli.version import VERSION
+from darktree_kit.errors import ApiError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. `advice` says what to do when it is not well."""
+
+    what: str
+    ok: bool
+    detail: str
+    advice: str = ""
+
+
+def command(output: OutputOption = Output.TABLE, data_dir: DataDirOption = None) -> None:
+    """Look at every part of the running platform; exit code 1 when one of them is not well."""
+    findings = asyncio.run(_examine(find(data_dir, Settings())))
+    rows = [(finding.what, "ok" if finding.ok else "NOT OK", finding.detail) for finding in findings]
+    advice = "\n".join(f"{finding.what}: {finding.advice}" for finding in findings if finding.advice)
+    answer = {
+        "ok": all(finding.ok for finding in findings),
+        "findings": [asdict(finding) for finding in findings],
+    }
+    show(output, answer, ("what", "state", "detail"), rows, note=f"\n{advice}" if advice else "")
+    if not answer["ok"]:
+        raise typer.Exit(1)
+
+
+async def _examine(found: Found) -> list[Finding]:
+    local: list[Finding] = []
+    if found.record is not None:
+        record = found.record
+        looked = await asyncio.gather(
+            *(_process(name, process) for name, process in record.processes.items())
+        )
+        local = [_version(record), await _database(record), *looked, *_journals(record)]
+    return [*local, *await _administration(found)]
+
+
+def _version(record: PlatformRecord) -> Finding:
+    if record.version == VERSION:
+        return Finding("version", True, VERSION)
+    advice = "stop the platform with Ctrl-C and start it again"
+    return Finding("version", False, f"{record.version} runs, but this is {VERSION}", advice)
+
+
+async def _database(record: PlatformRecord) -> Finding:
+    problem = await probes.problem_of_database(record.database_url)
+    if problem is None:
+        return Finding("database", True, "answers")
+    advice = (
+        "an embedded one is started again by itself: see logs/postgres.log; another one is yours to start"
+    )
+    return Finding("database", False, problem, advice)
+
+
+async def _process(name: str, process: ProcessRecord) -> Finding:
+    if process.url is None:
+        return Finding(name, True, f"process {process.pid}")
+    health = "/health" if name.startswith("lane-") else "/readyz"
+    problem = await probes.problem_of_url(process.url, health)
+    if problem is None:
+        return Finding(name, True, f"process {process.pid}, {process.url}")
+    return Finding(name, False, problem, f"it is started again by itself when it dies; see {process.log}")
+
+
+def _journals(record: PlatformRecord) -> list[Finding]:
+    findings = []
+    for name, folder in record.journals.items():
+        size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+        detail = f"{size} bytes wait for the ledger" if size else "empty"
+        advice = "charges are replayed once the ledger answers; look again in a few seconds" if size else ""
+        findings.append(Finding(f"{name} journal", not size, detail, advice))
+    return findings
+
+
+async def _administration(found: Found) -> list[Finding]:
+    admin = AdminClient(found.admin_url, found.admin_token)
+    try:
+        status = await admin.status()
+    except ApiError as error:
+        advice = (
+            "check DARKTREE_ADMIN_URL and DARKTREE_ADMIN_TOKEN"
+            if found.record is None
+            else "see logs/billing.log"
+        )
+        return [Finding("administration", False, error.message, advice)]
+    finally:
+        await admin.close()
+    counts = f"{status.customers} customers, {status.active_keys} active keys"
+    findings = [Finding("administration", True, f"{found.admin_url}, {counts}")]
+    if status.ledger_problem:
+        findings.append(
+            Finding("ledger, seen by billing", False, status.ledger_problem, "see logs/ledger.log")
+        )
+    plans_advice = "mend the plans file; the last good one stays in use" if status.plans_problem else ""
+    plans = status.plans_problem or f"{status.plans} plans, {status.models} models"
+    findings.append(Finding("plans", status.plans_problem is None, plans, plans_advice))
+    return findings

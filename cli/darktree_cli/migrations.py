@@ -1,0 +1,44 @@
+"""`darktree migrate`: brings a database's schemas up to date. `darktree up` does the same for its own."""
+
+from collections.abc import Mapping
+
+import typer
+from sqlalchemy.exc import SQLAlchemyError
+
+from darktree_cli.output import Output, OutputOption, show
+from darktree_cli.settings import Settings
+from darktree_kit.migrate import allow_login, upgrade
+
+SCHEMAS = ("ledger", "billing")
+
+
+def migrate(database_url: str, passwords: Mapping[str, str]) -> None:
+    """Migrate every schema; then let each runtime role that has a password here log in with it."""
+    for schema in SCHEMAS:
+        upgrade(database_url, f"darktree_{schema}", schema=schema)
+    for role, password in passwords.items():
+        allow_login(database_url, role, password)
+
+
+def command(output: OutputOption = Output.TABLE) -> None:
+    """Bring the schemas of the database that DATABASE_URL names up to date.
+
+    DATABASE_URL is a URL of someone who may create roles and schemas; the services' own roles may not. When
+    DARKTREE_LEDGER_ROLE_PASSWORD or DARKTREE_BILLING_ROLE_PASSWORD is set, that role may log in with it afterwards.
+    """
+    settings = Settings()
+    if settings.database_url is None:
+        raise typer.BadParameter("set DATABASE_URL to the database to migrate", param_hint="DATABASE_URL")
+    given = {
+        "darktree_ledger": settings.ledger_role_password,
+        "darktree_billing": settings.billing_role_password,
+    }
+    passwords = {role: secret.get_secret_value() for role, secret in given.items() if secret is not None}
+    try:
+        migrate(settings.database_url.get_secret_value(), passwords)
+    except (SQLAlchemyError, ValueError) as error:
+        typer.echo(f"darktree: {str(error).splitlines()[0]}", err=True)
+        raise typer.Exit(1) from error
+    answer = {"schemas": list(SCHEMAS), "roles_with_login": sorted(passwords)}
+    rows = [(schema, "up to date", f"darktree_{schema}" in passwords) for schema in SCHEMAS]
+    show(output, answer, ("schema", "state", "password set"), rows)

@@ -1,0 +1,193 @@
+"""What runs on one machine, and with which settings: a pure plan, computed whole before anything is started."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from pathlib import Path
+from signal import SIGTERM, Signals
+
+from sqlalchemy import make_url
+
+from darktree_cli.lanes import TIERS, Lane, served_lanes
+from darktree_cli.state import DataDir, Secrets
+
+HOST = "127.0.0.1"
+MAX_GATEWAYS = 64
+SERVICE_START_SECONDS = 60.0
+VLLM_START_SECONDS = 600.0
+STOP_SECONDS = 10.0
+GATEWAY_STOP_SECONDS = 40.0  # kit lets running streams finish for 30
+LEDGER_ROLE = "darktree_ledger"
+BILLING_ROLE = "darktree_billing"
+PUBLIC_PORT = "public"
+
+
+class Stage(IntEnum):
+    """The order of stopping, backwards: who needs another is stopped before it."""
+
+    DATABASE = 0
+    ENGINE = 1
+    LEDGER = 2
+    BILLING = 3
+    GATEWAY = 4
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process: what to execute, where it says that it is ready, and how it is stopped."""
+
+    name: str
+    stage: Stage
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    url: str | None = None
+    health_path: str = "/readyz"
+    user: tuple[int, int] | None = None
+    stop_signal: Signals = SIGTERM
+    kill_signal: Signals = Signals.SIGKILL
+    start_seconds: float = SERVICE_START_SECONDS
+    stop_seconds: float = STOP_SECONDS
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the platform is asked to be."""
+
+    data_dir: DataDir
+    secrets: Secrets
+    database_url: str
+    lanes: list[Lane]
+    plans_file: Path
+    gateways: int
+    vllm: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The processes in the order of starting, and where the platform answers."""
+
+    processes: list[Process]
+    base_url: str
+    billing_url: str
+    database_url: str
+    demo_model: str
+    lanes_document: str
+    journals: Mapping[str, Path]
+
+
+def port_names(lanes: list[Lane], gateways: int) -> list[str]:
+    """Return the names of the ports that a plan needs beside the public one."""
+    names = ["ledger", "billing", *(f"lane-{lane.name}" for lane in lanes)]
+    return names + [f"gateway-{number}" for number in range(1, gateways + 1)]
+
+
+def plan(wanted: Wanted, ports: Mapping[str, int], below: list[Process]) -> Plan:
+    """Return the platform on top of what lies below it: the database (when it is our own) and the engines."""
+    urls = {name: _url(port) for name, port in ports.items()}
+    numbers = range(1, wanted.gateways + 1)
+    gateways = [_gateway(wanted, number, ports, urls) for number in numbers]
+    return Plan(
+        processes=[*below, _ledger(wanted, ports), _billing(wanted, ports, urls), *gateways],
+        base_url=urls[PUBLIC_PORT] + "/v1",
+        billing_url=urls["billing"],
+        database_url=wanted.database_url,
+        # A dedicated lane would refuse the demo customer.
+        demo_model=min(wanted.lanes, key=lambda lane: TIERS.index(lane.tier)).served_name,
+        lanes_document=served_lanes(
+            wanted.lanes,
+            {lane.name: urls[f"lane-{lane.name}"] for lane in wanted.lanes},
+            "VLLM" if wanted.vllm else "Simulator",
+        ),
+        journals={f"gateway-{number}": wanted.data_dir.journal(number) for number in numbers},
+    )
+
+
+def simulator(lane: Lane, port: int) -> Process:
+    """Return the engine that serves a lane without a GPU."""
+    options = {
+        "--port": port,
+        "--model": lane.served_name,
+        "--tokens-per-second": lane.tokens_per_second,
+        "--context-length": lane.context_length,
+    }
+    words = [str(word) for option in options.items() for word in option]
+    return _engine(lane, port, (*_python("darktree_simulator"), *words), {}, SERVICE_START_SECONDS)
+
+
+def vllm(lane: Lane, port: int, argv: list[str], env: Mapping[str, str]) -> Process:
+    """Return a lane's real vLLM, started by this command."""
+    return _engine(lane, port, tuple(argv), env, VLLM_START_SECONDS)
+
+
+def as_role(database_url: str, role: str, password: str) -> str:
+    """Return the database's URL for a runtime role."""
+    return make_url(database_url).set(username=role, password=password).render_as_string(hide_password=False)
+
+
+def _engine(
+    lane: Lane, port: int, argv: tuple[str, ...], env: Mapping[str, str], start_seconds: float
+) -> Process:
+    return Process(
+        name=f"lane-{lane.name}",
+        stage=Stage.ENGINE,
+        argv=argv,
+        env=env,
+        url=_url(port),
+        health_path="/health",
+        start_seconds=start_seconds,
+    )
+
+
+def _ledger(wanted: Wanted, ports: Mapping[str, int]) -> Process:
+    secrets = wanted.secrets
+    settings = {
+        "DATABASE_URL": as_role(wanted.database_url, LEDGER_ROLE, secrets.ledger_role_password),
+        "GATEWAY_TOKEN": secrets.ledger_gateway_token,
+        "BILLING_TOKEN": secrets.ledger_billing_token,
+    }
+    return _service("ledger", Stage.LEDGER, ports["ledger"], settings)
+
+
+def _billing(wanted: Wanted, ports: Mapping[str, int], urls: Mapping[str, str]) -> Process:
+    secrets = wanted.secrets
+    settings = {
+        "DATABASE_URL": as_role(wanted.database_url, BILLING_ROLE, secrets.billing_role_password),
+        "LEDGER_URL": urls["ledger"],
+        "LEDGER_TOKEN": secrets.ledger_billing_token,
+        "GATEWAY_TOKEN": secrets.billing_gateway_token,
+        "ADMIN_TOKEN": secrets.admin_token,
+        "KEY_PEPPER": secrets.key_pepper,
+        "PLANS_FILE": str(wanted.plans_file),
+    }
+    return _service("billing", Stage.BILLING, ports["billing"], settings)
+
+
+def _gateway(wanted: Wanted, number: int, ports: Mapping[str, int], urls: Mapping[str, str]) -> Process:
+    name = f"gateway-{number}"
+    settings = {
+        "SHARED_PORT": "true",
+        "PRIVATE_PORT": str(ports[name]),
+        "LEDGER_URL": urls["ledger"],
+        "LEDGER_TOKEN": wanted.secrets.ledger_gateway_token,
+        "BILLING_URL": urls["billing"],
+        "BILLING_TOKEN": wanted.secrets.billing_gateway_token,
+        "LANES_FILE": str(wanted.data_dir.lanes_file),
+        "JOURNAL_DIR": str(wanted.data_dir.journal(number)),
+    }
+    gateway = _service("gateway", Stage.GATEWAY, ports[PUBLIC_PORT], settings)
+    return replace(gateway, name=name, url=urls[name], stop_seconds=GATEWAY_STOP_SECONDS)
+
+
+def _service(name: str, stage: Stage, port: int, settings: Mapping[str, str]) -> Process:
+    prefix = f"DARKTREE_{name.upper()}_"
+    env = {prefix + key: value for key, value in {"HOST": HOST, "PORT": str(port), **settings}.items()}
+    return Process(name=name, stage=stage, argv=_python(f"darktree_{name}"), env=env, url=_url(port))
+
+
+def _python(module: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", module)
+
+
+def _url(port: int) -> str:
+    return f"http://{HOST}:{port}"

@@ -1,0 +1,37 @@
+"""What the environment tells the command line; nothing else in this package reads it."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_OWN = frozenset({"DATABASE_URL", "DARKTREE_ADMIN_URL", "DARKTREE_ADMIN_TOKEN"})
+
+
+class Settings(BaseSettings):
+    """The variables that the command line knows. An empty one counts as unset."""
+
+    model_config = SettingsConfigDict(
+        extra="ignore", frozen=True, env_ignore_empty=True, populate_by_name=True
+    )
+
+    database_url: SecretStr | None = Field(None, validation_alias="DATABASE_URL")
+    admin_url: str | None = Field(None, validation_alias="DARKTREE_ADMIN_URL")
+    admin_token: SecretStr | None = Field(None, validation_alias="DARKTREE_ADMIN_TOKEN")
+    vllm_python: Path | None = Field(None, validation_alias="DARKTREE_VLLM_PYTHON")
+    ledger_role_password: SecretStr | None = Field(None, validation_alias="DARKTREE_LEDGER_ROLE_PASSWORD")
+    billing_role_password: SecretStr | None = Field(None, validation_alias="DARKTREE_BILLING_ROLE_PASSWORD")
+
+
+def inherited_environment(*, services: bool) -> Mapping[str, str]:
+    """Return what a child process inherits: everything but what only the command line may know.
+
+    Services also get `DARKTREE_*`, so that any of their settings can be tuned from outside; engines get none.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _OWN and (services or not name.startswith("DARKTREE_"))
+    }
