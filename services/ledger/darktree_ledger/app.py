@@ -64,7 +64,7 @@ def make_app(settings: Settings) -> FastAPI:
         app.state.ready = database.ping
         chores = [
             asyncio.create_task(_repeat(_prepare_months, database, PREPARE_MONTHS_INTERVAL_SECONDS)),
-            asyncio.create_task(_repeat(_reap, database, REAP_INTERVAL_SECONDS)),
+            asyncio.create_task(_repeat(release_expired, database, REAP_INTERVAL_SECONDS)),
         ]
         yield
         for chore in chores:
@@ -187,8 +187,8 @@ async def _prepare_months(database: Database) -> None:
         await accounts.prepare_months(session)
 
 
-async def _reap(database: Database) -> None:
-    # Expired holds are released by their customer's next operation; this is for those who send none.
+async def release_expired(database: Database) -> None:
+    """Release expired holds of customers who send nothing; everybody else's are released by their next operation."""
     async with database.sessions.begin() as session:
         rows = await session.scalars(
             text(

@@ -1,7 +1,7 @@
 """Operations are applied by one database call a batch; this module only carries them there and back.
 
-What may be repeated is repeated: operations that touch an id twice in one batch, batches that lost a deadlock, and,
-one by one, the operations of a batch of which one cannot be applied at all.
+What may be repeated is repeated: operations that touch an id twice in one batch, batches that lost a deadlock or their
+connection, and, one by one, the operations of a batch of which one cannot be applied at all.
 """
 
 import logging
@@ -46,7 +46,8 @@ async def _apply_once(database: Database, operations: Sequence[Operation]) -> by
                 return answer.encode()
         except DBAPIError as error:
             state = getattr(error.orig, "sqlstate", None) or ""
-            if state in _TRY_AGAIN and attempt < MAX_TRIES:
+            # A lost connection leaves open whether the batch was applied; its ids make repeating it safe.
+            if (state in _TRY_AGAIN or error.connection_invalidated) and attempt < MAX_TRIES:
                 continue
             if not state.startswith(_FAULT_OF_THE_OPERATION):
                 raise
