@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import psycopg
 import typer
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -10,6 +11,7 @@ from darktree_cli.settings import Settings
 from darktree_kit.migrate import allow_login, upgrade
 
 SCHEMAS = ("ledger", "billing")
+ERRORS = (SQLAlchemyError, psycopg.Error, ValueError)  # what keeps a database from being migrated
 
 
 def migrate(database_url: str, passwords: Mapping[str, str]) -> None:
@@ -36,7 +38,7 @@ def command(output: OutputOption = Output.TABLE) -> None:
     passwords = {role: secret.get_secret_value() for role, secret in given.items() if secret is not None}
     try:
         migrate(settings.database_url.get_secret_value(), passwords)
-    except (SQLAlchemyError, ValueError) as error:
+    except ERRORS as error:
         typer.echo(f"darktree: {str(error).splitlines()[0]}", err=True)
         raise typer.Exit(1) from error
     answer = {"schemas": list(SCHEMAS), "roles_with_login": sorted(passwords)}

@@ -43,7 +43,9 @@ class Ports:
                 probe.listen(1)
             return self._hold(port)
         except OSError as error:
-            raise PortTaken(f"Port {port} cannot be used: {error.strerror}.") from error
+            raise PortTaken(
+                f"Port {port} cannot be used ({error.strerror}): choose another with --port; 0 takes any free one."
+            ) from error
 
     def _hold(self, port: int) -> int:
         bound = _bound(port)

@@ -1,0 +1,93 @@
+"""The plan of what runs on one machine."""
+
+from pathlib import Path
+
+import pytest
+
+from darktree_cli.lanes import read_lanes
+from darktree_cli.platform import PUBLIC_PORT, Plan, Stage, Wanted, as_role, plan, port_names, simulator
+from darktree_cli.state import DataDir, Secrets
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+SECRETS = Secrets.model_validate({name: f"{name}-is-secret" for name in Secrets.model_fields})
+DATABASE_URL = "postgresql://postgres@/postgres?host=%2Fsockets"
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> Plan:
+    lanes = read_lanes(EXAMPLES / "lanes")
+    ports = {name: 9000 + number for number, name in enumerate([PUBLIC_PORT, *port_names(lanes, 2)])}
+    wanted = Wanted(
+        DataDir(tmp_path), SECRETS, DATABASE_URL, lanes, EXAMPLES / "plans.yaml", gateways=2, vllm=False
+    )
+    return plan(wanted, ports, [simulator(lane, ports[f"lane-{lane.name}"]) for lane in lanes])
+
+
+def test_every_lane_every_service_and_every_gateway_is_one_process(planned: Plan) -> None:
+    assert [process.name for process in planned.processes] == [
+        "lane-dedicated-acme",
+        "lane-premium-qwen25-32b-awq",
+        "lane-standard-qwen25-14b-awq",
+        "ledger",
+        "billing",
+        "gateway-1",
+        "gateway-2",
+    ]
+
+
+def test_gateways_share_the_public_port_and_share_neither_private_port_nor_journal(planned: Plan) -> None:
+    first, second = (process.env for process in planned.processes if process.stage is Stage.GATEWAY)
+    different = {name for name in first if first[name] != second[name]}
+    assert first["DARKTREE_GATEWAY_PORT"] == "9000"
+    assert different == {"DARKTREE_GATEWAY_PRIVATE_PORT", "DARKTREE_GATEWAY_JOURNAL_DIR"}
+
+
+def test_every_port_is_used_by_one_process_only(planned: Plan) -> None:
+    urls = [process.url for process in planned.processes]
+    assert len(set(urls)) == len(urls)
+    assert planned.base_url == "http://127.0.0.1:9000/v1"
+
+
+def test_each_service_is_told_only_its_own_secrets(planned: Plan) -> None:
+    told = {
+        process.name: {
+            name for name, secret in SECRETS.model_dump().items() if secret in " ".join(process.env.values())
+        }
+        for process in planned.processes
+    }
+    assert told["gateway-1"] == {"ledger_gateway_token", "billing_gateway_token"}
+    assert told["ledger"] == {"ledger_gateway_token", "ledger_billing_token", "ledger_role_password"}
+    assert told["billing"] == {
+        "ledger_billing_token",
+        "billing_gateway_token",
+        "admin_token",
+        "key_pepper",
+        "billing_role_password",
+    }
+    assert not told["lane-dedicated-acme"]
+
+
+def test_no_secret_is_on_a_command_line_where_other_users_see_it(planned: Plan) -> None:
+    words = " ".join(word for process in planned.processes for word in process.argv)
+    assert not [secret for secret in SECRETS.model_dump().values() if secret in words]
+
+
+def test_what_needs_another_is_stopped_before_it(planned: Plan) -> None:
+    order = sorted(planned.processes, key=lambda process: process.stage, reverse=True)
+    assert [process.name.partition("-")[0] for process in order] == [
+        *("gateway", "gateway", "billing", "ledger"),
+        *("lane", "lane", "lane"),
+    ]
+
+
+def test_the_demo_asks_for_a_model_that_the_demo_customer_is_served(planned: Plan) -> None:
+    assert planned.demo_model == "qwen25-14b-awq"
+
+
+def test_a_role_logs_in_where_the_administrator_does() -> None:
+    assert as_role(DATABASE_URL, "darktree_ledger", "p@ss/word") == (
+        "postgresql://darktree_ledger:p%40ss%2Fword@/postgres?host=%2Fsockets"
+    )
+    assert as_role("postgresql://admin:secret@db:5433/money?sslmode=require", "darktree_billing", "x") == (
+        "postgresql://darktree_billing:x@db:5433/money?sslmode=require"
+    )

@@ -1,0 +1,107 @@
+"""The data directory: what is ours, what is private, and who holds it."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from darktree_cli.state import DataDir, PlatformRecord, StateError
+
+RECORD = PlatformRecord(
+    version="1",
+    supervisor_pid=1,
+    base_url="http://a/v1",
+    admin_url="http://b",
+    admin_token="secret",
+    database_url="postgresql://c",
+    lanes_file="d",
+    journals={},
+    processes={},
+)
+
+
+def test_a_directory_is_made_marked_and_only_for_its_owner(tmp_path: Path) -> None:
+    data = DataDir(tmp_path / "new" / "data")
+    with data.claimed():
+        assert data.is_ours()
+        assert stat.S_IMODE(data.path.stat().st_mode) == 0o700
+
+
+def test_a_directory_with_other_things_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(StateError, match="holds something else"), DataDir(tmp_path).claimed():
+        pass
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("")
+    with pytest.raises(StateError, match="cannot be used"), DataDir(tmp_path / "data").claimed():
+        pass
+
+
+def test_a_second_holder_is_told_that_a_platform_runs(tmp_path: Path) -> None:
+    data = DataDir(tmp_path / "data")
+    with data.claimed():
+        assert data.is_claimed()
+        with pytest.raises(StateError, match="already running"), DataDir(data.path).claimed():
+            pass
+    assert not data.is_claimed()
+
+
+def test_secrets_are_made_once_all_different_and_private(tmp_path: Path) -> None:
+    data = DataDir(tmp_path / "data")
+    with data.claimed():
+        first = data.secrets()
+        assert data.secrets() == first
+    values = [value for value in first.model_dump().values() if value is not None]
+    assert len(set(values)) == len(values) == 7
+    assert stat.S_IMODE((data.path / "secrets.json").stat().st_mode) == 0o600
+
+
+def test_what_a_platform_says_of_itself_is_private_and_withdrawn(tmp_path: Path) -> None:
+    data = DataDir(tmp_path / "data")
+    with data.claimed():
+        assert data.platform() is None
+        data.publish(RECORD)
+        assert data.platform() == RECORD
+        assert stat.S_IMODE((data.path / "platform.json").stat().st_mode) == 0o600
+        data.withdraw()
+        assert data.platform() is None
+
+
+def test_erasing_starts_over_and_keeps_the_claim(tmp_path: Path) -> None:
+    data = DataDir(tmp_path / "data")
+    with data.claimed():
+        before = data.secrets()
+        (data.path / "postgres").mkdir()
+        data.erase()
+        assert {entry.name for entry in data.path.iterdir()} == {"darktree-data.json", "lock", "logs"}
+        assert data.is_claimed()
+        assert data.secrets() != before
+
+
+def test_a_link_inside_is_removed_but_never_followed(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("")
+    data = DataDir(tmp_path / "data")
+    with data.claimed():
+        (data.path / "link").symlink_to(outside)
+        data.erase()
+    assert (outside / "kept").exists()
+
+
+def test_only_journals_with_something_in_them_wait(tmp_path: Path) -> None:
+    data = DataDir(tmp_path / "data")
+    with data.claimed():
+        for number, content in ((1, ""), (3, "a charge")):
+            data.journal(number).mkdir(parents=True)
+            (data.journal(number) / "journal").write_text(content)
+        assert data.waiting_journals() == [3]
+
+
+def test_a_directory_of_another_layout_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "darktree-data.json").write_text('{"layout": 99}')
+    with pytest.raises(StateError, match="another version"), DataDir(tmp_path).claimed():
+        pass
