@@ -1,0 +1,18 @@
+"""`python -m darktree_gateway`: the gateway's process, as its environment says."""
+
+from darktree_gateway.app import make_app
+from darktree_gateway.settings import Settings
+from darktree_kit import logs, server
+
+
+def main() -> None:
+    settings = Settings()
+    logs.configure("gateway", settings.log_level)
+    listeners = [server.listen(settings.host, settings.port, shared=settings.shared_port)]
+    if settings.private_port:
+        listeners.append(server.listen(settings.host, settings.private_port))
+    server.serve(make_app(settings), listeners)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The gateway's application: completions on plain ASGI, everything else on FastAPI, and nothing around the meter."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from darktree_billing.client import BillingClient
+from darktree_gateway import description, usage
+from darktree_gateway.admission import Admission
+from darktree_gateway.auth import Authenticator
+from darktree_gateway.catalog import Prices
+from darktree_gateway.journal import Journal
+from darktree_gateway.lanes import LaneFile
+from darktree_gateway.metering import Metering
+from darktree_gateway.reconciliation import EngineCounters
+from darktree_gateway.requests import Endpoint
+from darktree_gateway.serving import Service
+from darktree_gateway.settings import Settings
+from darktree_gateway.upstream import Upstream
+from darktree_kit.app import create_app
+from darktree_kit.errors import ApiError, NotFound, Unavailable
+from darktree_ledger.client import LedgerClient
+
+HOT_PATHS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
+_PRIVATE_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+_READ_PATHS = ("/v1/models", "/v1/usage", "/v1/credits")
+
+
+def make_app(settings: Settings) -> FastAPI:
+    """Return the gateway's application."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with _running(settings, app):
+            yield
+
+    app = create_app(
+        "gateway",
+        lifespan=lifespan,
+        title="Darktree",
+        description="OpenAI-compatible completions on prepaid credits, with a daily token cap that is a hard stop.",
+        middleware=[Middleware(HotPath, private_port=settings.private_port)],
+        trust_request_id=False,
+    )
+    app.include_router(usage.router)
+    description.describe_completions(app)
+    return app
+
+
+class HotPath:
+    """Serves completions itself, and lets the rest through to FastAPI with the customer's limits on every answer."""
+
+    def __init__(self, app: ASGIApp, private_port: int) -> None:
+        self.app = app
+        self.private_port = private_port
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"]
+        endpoint = HOT_PATHS.get(path)
+        if endpoint is not None:
+            scope["state"]["route"] = path
+            if scope["method"] != "POST":
+                raise ApiError(
+                    f"Method Not Allowed: {path} only answers POST.",
+                    status=405,
+                    type="invalid_request_error",
+                    code="method_not_allowed",
+                    headers={"Allow": "POST"},
+                )
+            service: Service = scope["app"].state.service
+            await service.serve(endpoint, scope, receive, send)
+            return
+        if path in _PRIVATE_PATHS and self.private_port and scope["server"][1] != self.private_port:
+            raise NotFound(f"Not Found: {path}", code="unknown_url")
+        if path.startswith(_READ_PATHS):
+            send = _with_limits(scope, send)
+        await self.app(scope, receive, send)
+
+
+def _with_limits(scope: Scope, send: Send) -> Send:
+    async def send_with_limits(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            limits: dict[str, str] = scope["state"].get("limits", {})
+            headers = [(name.encode(), value.encode()) for name, value in limits.items()]
+            message["headers"] = [*message.get("headers", []), *headers]
+        await send(message)
+
+    return send_with_limits
+
+
+@asynccontextmanager
+async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
+    """Everything that lives as long as the process; on the way out, what runs is finished and nothing is lost."""
+    engine_token = settings.engine_token.get_secret_value()
+    billing = BillingClient(settings.billing_url, settings.billing_token.get_secret_value())
+    ledger = LedgerClient(settings.ledger_url, settings.ledger_token.get_secret_value())
+    upstream = Upstream(idle_seconds=settings.engine_idle_seconds, token=engine_token)
+    lanes = LaneFile(settings.lanes_file)
+    prices = Prices(billing.catalog)
+    counters = EngineCounters(lanes, engine_token)
+    metering = Metering(
+        ledger,
+        Journal(settings.journal_dir),
+        ttl_seconds=settings.hold_ttl_seconds,
+        request_seconds=settings.request_seconds,
+    )
+    app.state.service = Service(
+        authenticator=Authenticator(
+            billing.verify_key,
+            key_seconds=settings.key_seconds,
+            unknown_key_seconds=settings.unknown_key_seconds,
+        ),
+        prices=prices,
+        lanes=lanes,
+        admission=Admission(
+            metering,
+            upstream,
+            wait_seconds=settings.in_flight_wait_seconds,
+            ttl_seconds=settings.hold_ttl_seconds,
+        ),
+        metering=metering,
+        upstream=upstream,
+        separate_prefix_caches=settings.separate_prefix_caches,
+    )
+
+    async def ready() -> None:
+        if not lanes.loaded:
+            raise Unavailable("no lanes could be read yet")
+        prices.model("")
+        metering.check_open()
+        await ledger.ready()
+
+    app.state.ready = ready
+    lanes.poll()
+    work: list[Coroutine[Any, Any, None]] = [
+        lanes.watch(settings.lanes_seconds),
+        prices.watch(settings.catalog_seconds),
+        metering.keep_holds(),
+        metering.keep_replaying(settings.journal_replay_seconds),
+    ]
+    if settings.engine_metrics_interval_seconds:
+        work.append(counters.watch(settings.engine_metrics_interval_seconds))
+    tasks = [asyncio.create_task(coroutine) for coroutine in work]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await metering.close()
+        await ledger.close()
+        await billing.close()
+        await upstream.close()
+        await counters.close()

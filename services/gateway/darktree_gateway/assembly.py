@@ -1,0 +1,184 @@
+"""A plain answer, put together from the events of a stream: the object that the engine would have answered.
+
+Engines are always asked to stream, so that it is known at any moment what was generated. The shapes are vLLM's
+(entrypoints/openai/{chat_completion,completion}/protocol.py), without the members that only its own parts use.
+"""
+
+from typing import Any
+
+import orjson
+
+from darktree_gateway.errors import EngineError, of_engine
+from darktree_gateway.metering import Meter
+from darktree_gateway.requests import Ask
+from darktree_gateway.streaming import DONE, Events, tokens_of
+from darktree_kit.errors import ApiError
+
+_LOGPROB_LISTS = ("content", "refusal", "tokens", "token_logprobs", "top_logprobs", "text_offset")
+_DELTA_TEXTS = ("content", "refusal", "reasoning", "reasoning_content")
+
+
+class Assembly:
+    """Collects the events of one answer, and meters them on the way."""
+
+    def __init__(self, ask: Ask, meter: Meter) -> None:
+        self._ask = ask
+        self._meter = meter
+        self._chat = ask.endpoint == "chat"
+        self._single = ask.answers == 1
+        self._events = Events()
+        self._choices: dict[int, _Choice] = {}
+        self._top: dict[str, Any] = {}
+        self._usage: dict[str, Any] | None = None
+        self.done = False
+        self.error: ApiError | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the engine finished every answer and said what it used."""
+        finished = sum(choice.finish_reason is not None for choice in self._choices.values())
+        return self.done and self.error is None and self._usage is not None and finished >= self._ask.answers
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes of the stream; nothing of them may be sent yet. Afterwards `error` or `done` may be set."""
+        try:
+            for event in self._events.feed(data):
+                if self.done or self.error is not None:
+                    break
+                self._take(event)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            self.error = EngineError()
+            self.error.__cause__ = error
+        except EngineError as error:
+            self.error = error
+        return b""
+
+    def ending(self) -> bytes:
+        """Return the whole answer, as JSON."""
+        answer = {
+            "id": self._top.get("id"),
+            "object": "chat.completion" if self._chat else "text_completion",
+            "created": self._top.get("created"),
+            "model": self._top.get("model"),
+            "choices": [
+                choice.message(index) if self._chat else choice.text(index)
+                for index, choice in sorted(self._choices.items())
+            ],
+            "service_tier": self._top.get("service_tier"),
+            "system_fingerprint": self._top.get("system_fingerprint"),
+            "usage": self._usage,
+        }
+        if "prompt_token_ids" in self._top:
+            answer["prompt_token_ids"] = self._top["prompt_token_ids"]
+        return orjson.dumps(answer)
+
+    def _take(self, event: bytes) -> None:
+        if event == DONE:
+            self.done = True
+            return
+        if not event.startswith(b"data: "):
+            if event.strip() and not event.startswith(b":"):
+                raise EngineError
+            return
+        chunk = orjson.loads(event[6:])
+        if "error" in chunk:
+            self.error = of_engine(200, chunk, model=self._ask.model, prompt_param=self._ask.prompt_param)
+            return
+        choices = chunk["choices"]
+        used = tokens_of(chunk.get("usage"))
+        if not choices:
+            if used is not None:
+                self._meter.see_only(*used)
+                self._usage = chunk.pop("usage")
+            self._top.update((name, value) for name, value in chunk.items() if value is not None)
+            return
+        if not self._top or chunk.get("prompt_token_ids"):
+            self._top.update((name, value) for name, value in chunk.items() if value is not None)
+        for piece in choices:
+            index = piece["index"]
+            choice = self._choices.get(index)
+            if choice is None:
+                choice = self._choices[index] = _Choice()
+            choice.add(piece)
+            if used is not None:
+                if self._single:
+                    self._meter.see_only(*used)
+                else:
+                    self._meter.see(index, *used)
+
+
+class _Choice:
+    """One answer as it grows."""
+
+    def __init__(self) -> None:
+        self.finish_reason: str | None = None
+        self._stop_reason: int | str | None = None
+        self._role = "assistant"
+        self._texts: dict[str, list[str]] = {}
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._logprobs: dict[str, list[Any]] | None = None
+        self._ids: dict[str, list[int]] = {}
+
+    def add(self, piece: dict[str, Any]) -> None:
+        delta = piece.get("delta")
+        if delta:
+            self._add_delta(delta)
+        if text := piece.get("text"):
+            self._texts.setdefault("text", []).append(text)
+        if logprobs := piece.get("logprobs"):
+            if self._logprobs is None:
+                self._logprobs = {}
+            for name in _LOGPROB_LISTS:
+                if logprobs.get(name) is not None:
+                    self._logprobs.setdefault(name, []).extend(logprobs[name])
+        for name in ("token_ids", "prompt_token_ids"):
+            if piece.get(name) is not None:
+                self._ids.setdefault(name, []).extend(piece[name])
+        if piece.get("finish_reason") is not None:
+            self.finish_reason = piece["finish_reason"]
+            self._stop_reason = piece.get("stop_reason")
+
+    def _add_delta(self, delta: dict[str, Any]) -> None:
+        for name in _DELTA_TEXTS:
+            text = delta.get(name)
+            if text:
+                self._texts.setdefault(name, []).append(text)
+        if delta.get("role"):
+            self._role = delta["role"]
+        for piece in delta.get("tool_calls") or ():
+            self._add_call(piece)
+
+    def _add_call(self, piece: dict[str, Any]) -> None:
+        call = self._calls.setdefault(
+            piece["index"], {"id": None, "type": "function", "function": {"name": ""}}
+        )
+        for name in ("id", "type"):
+            if piece.get(name):
+                call[name] = piece[name]
+        function = piece.get("function") or {}
+        if function.get("name"):
+            call["function"]["name"] += function["name"]
+        call["function"].setdefault("arguments", "")
+        call["function"]["arguments"] += function.get("arguments") or ""
+
+    def _joined(self, name: str) -> str | None:
+        return "".join(self._texts[name]) if name in self._texts else None
+
+    def message(self, index: int) -> dict[str, Any]:
+        content = self._joined("content")
+        if content is None and not self._calls and not self._joined("reasoning"):
+            content = ""
+        message: dict[str, Any] = {"role": self._role, "content": content, "refusal": self._joined("refusal")}
+        for name in ("reasoning", "reasoning_content"):
+            if (text := self._joined(name)) is not None:
+                message[name] = text
+        if self._calls:
+            message["tool_calls"] = [call for _, call in sorted(self._calls.items())]
+        return {"index": index, "message": message} | self._ends()
+
+    def text(self, index: int) -> dict[str, Any]:
+        return {"index": index, "text": self._joined("text") or ""} | self._ends()
+
+    def _ends(self) -> dict[str, Any]:
+        facts = {"finish_reason": self.finish_reason, "stop_reason": self._stop_reason}
+        return {"logprobs": self._logprobs} | facts | self._ids

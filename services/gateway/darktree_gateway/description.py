@@ -1,0 +1,71 @@
+"""What the gateway's OpenAPI description says of the completions, which FastAPI does not route."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+
+from darktree_gateway import fields
+from darktree_kit.openapi import refusals
+
+_REFUSALS = (400, 401, 403, 404, 413, 429, 503)
+_HEADERS = {
+    "x-request-id": "The request's id; its charge is found by it under /v1/usage/{request_id}.",
+    "x-darktree-entry-id": "The id of the ledger entry that charges this answer.",
+    "x-darktree-lane": "The lane that served.",
+    "x-darktree-max-tokens": "What an answer could have at most, when the request set no limit.",
+    "x-darktree-clamped-max-tokens": "What an answer could have at most, when that was less than was asked for.",
+    "x-ratelimit-limit-tokens": "The daily cap.",
+    "x-ratelimit-remaining-tokens": "What is left of the cap, less what running requests hold.",
+    "x-ratelimit-reset-tokens": "Until 00:00 UTC, such as 8h12m3s.",
+}
+
+
+def describe_completions(app: FastAPI) -> None:
+    """Add the completions to the application's own description."""
+    describe_rest = app.openapi
+
+    def describe() -> dict[str, Any]:
+        schema = describe_rest()
+        schema["paths"] |= {
+            "/v1/chat/completions": {"post": _operation("Answer a chat", "messages", fields.CHAT)},
+            "/v1/completions": {"post": _operation("Complete a prompt", "prompt", fields.COMPLETIONS)},
+        }
+        return schema
+
+    app.openapi = describe  # type: ignore[method-assign]
+
+
+def _operation(summary: str, prompt: str, checks: Mapping[str, fields.Check]) -> dict[str, Any]:
+    properties: dict[str, Any] = {name: {} for name in checks}
+    properties |= {"model": {"type": "string"}, "stream": {"type": "boolean", "default": False}}
+    body = {
+        "type": "object",
+        "required": ["model", prompt],
+        "properties": properties,
+        "additionalProperties": False,
+    }
+    answers: dict[str, Any] = {
+        "200": {
+            "description": "The answer with its usage, as OpenAI gives it; server-sent events when `stream` is true.",
+            "headers": {
+                name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()
+            },
+            "content": {
+                "application/json": {"schema": {"type": "object"}},
+                "text/event-stream": {"schema": {"type": "string"}},
+            },
+        }
+    }
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
+    for status, described in refusals(*_REFUSALS).items():
+        answers[str(status)] = {"description": described["description"], "content": error}
+    answers["415"] = {"description": "Only plain JSON is read.", "content": error}
+    answers["502"] = {"description": "The engine failed; nothing was charged.", "content": error}
+    return {
+        "summary": summary,
+        "tags": ["completions"],
+        "security": [{"HTTPBearer": []}],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+        "responses": answers,
+    }

@@ -1,0 +1,191 @@
+"""One admitted request: its generation, its settlement and its answer.
+
+A client that leaves ends its generation at once and pays for what was generated until then. Nothing is charged for an
+answer of which nothing was delivered because the engine failed.
+"""
+
+from starlette.types import Receive, Send
+
+from darktree_gateway import metrics, requests
+from darktree_gateway.admission import Admitted, Headers, limit_headers
+from darktree_gateway.assembly import Assembly
+from darktree_gateway.errors import EngineError, MeteringUnavailable
+from darktree_gateway.lanes import Lane
+from darktree_gateway.metering import Meter, Metering, Outcome
+from darktree_gateway.requests import Ask
+from darktree_gateway.streaming import Relay, error_event
+from darktree_gateway.upstream import Generation, Upstream
+from darktree_gateway.watch import ClientLeft, Watch
+from darktree_kit.clock import monotonic
+from darktree_kit.errors import ApiError
+from darktree_ledger.schemas import Result
+
+CLIENT_LEFT_STATUS = 499
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class Exchange:
+    """One admitted request: its generation, its settlement and its answer."""
+
+    def __init__(
+        self,
+        metering: Metering,
+        upstream: Upstream,
+        ask: Ask,
+        lane: Lane,
+        admitted: Admitted,
+        cache_salt: str | None,
+        arrived: float,
+    ) -> None:
+        self._metering = metering
+        self._upstream = upstream
+        self._ask = ask
+        self._lane = lane
+        self._admitted = admitted
+        self._cache_salt = cache_salt
+        self._arrived = arrived
+        self._meter = Meter(ask.answers_per_prompt)
+        self._answer: Relay | Assembly = (Relay if ask.stream else Assembly)(ask, self._meter)
+        self._started = False
+        self._overhead_seconds = 0.0
+        self._generation: Generation | None = None
+
+    async def run(self, request_id: str, receive: Receive, send: Send) -> None:
+        """Serve and settle. Raises the ApiError of a request that failed before anything of it was sent."""
+        self._send = send
+        try:
+            await self._run(request_id, receive)
+        finally:
+            self._abort()
+
+    async def _run(self, request_id: str, receive: Receive) -> None:
+        try:
+            with Watch(receive) as watch:
+                self._admitted.held.stop = watch.stop
+                await self._generate(request_id)
+        except ClientLeft:
+            self._abort()
+            await self._settle_what_was("abandoned")
+            if not self._started:
+                await self._send({"type": "http.response.start", "status": CLIENT_LEFT_STATUS, "headers": []})
+            return
+        except ApiError as error:
+            self._abort()
+            await self._fail(error)
+            return
+        except BaseException:  # this process is going away, or the gateway is wrong: nothing is left held
+            await self._settle_what_left()
+            raise
+        answered = monotonic()
+        try:
+            result = await self._settle("completed")
+        except MeteringUnavailable as error:
+            # Neither the ledger nor the disk has it: the end must not leave. It is kept in memory and tried again.
+            await self._end_with(error)
+            return
+        await self._end(result)
+        metrics.OVERHEAD_SECONDS.observe(self._overhead_seconds + monotonic() - answered)
+
+    async def _generate(self, request_id: str) -> None:
+        body = requests.encode(self._ask, self._admitted.max_tokens, self._cache_salt)
+        self._overhead_seconds = monotonic() - self._arrived
+        self._generation = await self._upstream.generate(self._lane, self._ask, body, request_id)
+        await self._relay(self._generation)
+        if self._answer.error is not None:
+            raise self._answer.error
+        if not self._answer.complete:
+            raise EngineError
+
+    def _abort(self) -> None:
+        """Let go of the engine. Once it has said everything, its connection is kept for another request."""
+        if self._generation is not None:
+            self._generation.close()
+            self._generation = None
+
+    async def _relay(self, generation: Generation) -> None:
+        answer = self._answer
+        first = True
+        while data := await generation.read():
+            if first:
+                metrics.FIRST_TOKEN_SECONDS.labels(self._lane.name).observe(monotonic() - self._arrived)
+                first = False
+            if out := answer.feed(data):
+                await self._start(self._admitted.account)
+                await self._send({"type": "http.response.body", "body": out, "more_body": True})
+            if answer.done or answer.error is not None:
+                return
+
+    async def _fail(self, error: ApiError) -> None:
+        if isinstance(error, EngineError):
+            metrics.UPSTREAM_ERRORS.labels(self._lane.name, "generation").inc()
+        account = await self._settle_what_left()
+        await self._end_with(error, account)
+
+    async def _end_with(self, error: ApiError, account: Result | None = None) -> None:
+        if not self._started:
+            error.headers |= self._headers(account or self._admitted.account, charged=False)
+            raise error
+        await self._send({"type": "http.response.body", "body": error_event(error)})
+
+    async def _settle_what_left(self) -> Result | None:
+        """Charge what was delivered; a plain answer is delivered whole or not at all."""
+        if self._started:
+            return await self._settle_what_was("failed")
+        return await self._metering.void(self._admitted.held)
+
+    async def _settle_what_was(self, outcome: Outcome) -> Result | None:
+        if not self._meter.seen:
+            return await self._metering.void(self._admitted.held)
+        try:
+            return await self._settle(outcome)
+        except MeteringUnavailable:
+            return None  # it is kept, and tried again
+
+    async def _settle(self, outcome: Outcome) -> Result | None:
+        meter = self._meter
+        return await self._metering.settle(
+            self._admitted.held, meter.prompt_tokens, meter.completion_tokens, outcome
+        )
+
+    async def _start(self, account: Result) -> None:
+        if self._started:
+            return
+        self._started = True
+        headers = _encoded(self._headers(account, charged=True))
+        await self._send(
+            {"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, *headers]}
+        )
+
+    async def _end(self, result: Result | None) -> None:
+        content = self._answer.ending()
+        account = result or self._admitted.account
+        if self._ask.stream:
+            await self._start(account)
+        else:
+            headers = _encoded(self._headers(account, charged=True))
+            length = (b"content-length", str(len(content)).encode())
+            headers = [(b"content-type", b"application/json"), length, *headers]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send({"type": "http.response.body", "body": content})
+
+    def _headers(self, account: Result, *, charged: bool) -> Headers:
+        headers = limit_headers(account) | {"x-darktree-lane": _printable(self._lane.name)}
+        if charged:
+            headers["x-darktree-entry-id"] = str(self._admitted.held.entry_id)
+        if self._ask.max_tokens is None:
+            headers["x-darktree-max-tokens"] = str(self._admitted.max_tokens)
+        if self._admitted.clamped:
+            headers["x-darktree-clamped-max-tokens"] = str(self._admitted.max_tokens)
+        return headers
+
+
+def _encoded(headers: Headers) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
+
+
+def _printable(text: str) -> str:
+    return "".join(character if " " <= character <= "~" else "?" for character in text)

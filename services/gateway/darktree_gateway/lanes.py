@@ -1,0 +1,154 @@
+"""The lanes that can serve: InferenceLane documents from a file, and which of them serves a customer a model.
+
+The file is read again when it changes. A broken one keeps the last good table: customers go on being served.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+from urllib.parse import urlsplit
+
+import yaml
+
+MAX_FILE_BYTES = 4 * 1024 * 1024
+MAX_LANES = 1_000
+MAX_ENDPOINTS = 256
+
+Tier = Literal["Standard", "Premium", "Dedicated"]
+_TIERS = {"Standard", "Premium", "Dedicated"}
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """What serves one model. `customer_id` is set if and only if the lane is dedicated to one customer."""
+
+    name: str
+    tier: Tier
+    customer_id: str | None
+    model: str
+    engine: str
+    context_tokens: int
+    endpoints: tuple[str, ...]
+
+
+class LaneTable:
+    """Lanes by whom they serve."""
+
+    def __init__(self, lanes: Iterable[Lane] = ()) -> None:
+        self.lanes = tuple(sorted(lanes, key=lambda lane: lane.name))
+        self._by_owner: dict[tuple[str, str | None], Lane] = {}
+        for lane in self.lanes:
+            place = (lane.model, lane.customer_id)
+            known = self._by_owner.get(place)
+            # Of two lanes alike the first by name serves, unless only the other has an engine.
+            if known is None or (lane.endpoints and not known.endpoints):
+                self._by_owner[place] = lane
+
+    def find(self, model: str, customer_id: str) -> Lane | None:
+        """Return the lane that serves this customer this model: their own before a shared one."""
+        return self._by_owner.get((model, customer_id)) or self._by_owner.get((model, None))
+
+    def models(self, customer_id: str) -> list[str]:
+        """Return the models that this customer is served, sorted."""
+        return sorted({lane.model for lane in self.lanes if lane.customer_id in (None, customer_id)})
+
+    def endpoints(self) -> list[tuple[str, str]]:
+        """Return (lane, endpoint) of every engine."""
+        return [(lane.name, endpoint) for lane in self.lanes for endpoint in lane.endpoints]
+
+
+class LaneFile:
+    """Keeps `table` as the file says."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.table = LaneTable()
+        self.loaded = False
+        self._seen: tuple[int, int, int] | None = None
+
+    def poll(self) -> bool:
+        """Read the file again if it changed; return whether the table did."""
+        try:
+            facts = self.path.stat()
+            seen = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
+            if seen == self._seen:
+                return False
+            self._seen = seen
+            if facts.st_size > MAX_FILE_BYTES:
+                raise ValueError(f"the file has more than {MAX_FILE_BYTES} bytes")
+            table = LaneTable(parse_lanes(self.path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            _log.error(
+                "the lanes' file cannot be used", extra={"error": str(error)[:500], "kept": self.loaded}
+            )
+            return False
+        self.table, self.loaded = table, True
+        _log.info("lanes read", extra={"lanes": len(table.lanes), "endpoints": len(table.endpoints())})
+        return True
+
+    async def watch(self, every_seconds: float) -> None:
+        """Poll for as long as the task lives."""
+        while True:
+            await asyncio.sleep(every_seconds)
+            await asyncio.to_thread(self.poll)
+
+
+def parse_lanes(text: str) -> list[Lane]:
+    """Return the lanes in YAML documents; other kinds are passed over. Raises ValueError for a lane that is wrong."""
+    documents = [document for document in yaml.safe_load_all(text) if isinstance(document, dict)]
+    lanes = [_lane(document) for document in documents if document.get("kind") == "InferenceLane"]
+    if len(lanes) > MAX_LANES:
+        raise ValueError(f"more than {MAX_LANES} lanes")
+    names = [lane.name for lane in lanes]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"two lanes are named {sorted(twice)[0]}")
+    return lanes
+
+
+def _lane(document: dict[str, Any]) -> Lane:
+    name = str(_at(document, "metadata", "name"))
+    try:
+        tier = _at(document, "spec", "tier")
+        customer_id = document["spec"].get("customerRef")
+        if isinstance(customer_id, dict):
+            customer_id = customer_id.get("name")
+        if tier not in _TIERS:
+            raise ValueError(f"spec.tier is {tier!r}")
+        if (tier == "Dedicated") != bool(customer_id):
+            raise ValueError("spec.customerRef is set if and only if the tier is Dedicated")
+        context_tokens = _at(document, "spec", "engine", "contextLength")
+        if type(context_tokens) is not int or context_tokens < 2:
+            raise ValueError(f"spec.engine.contextLength is {context_tokens!r}")
+        return Lane(
+            name=name,
+            tier=cast("Tier", tier),
+            customer_id=customer_id or None,
+            model=str(_at(document, "spec", "model", "servedName")),
+            engine=str(_at(document, "spec", "engine", "kind")),
+            context_tokens=context_tokens,
+            endpoints=_endpoints((document.get("status") or {}).get("endpoints") or []),
+        )
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"lane {name}: {error}") from error
+
+
+def _endpoints(rows: list[dict[str, Any]]) -> tuple[str, ...]:
+    if len(rows) > MAX_ENDPOINTS:
+        raise ValueError(f"more than {MAX_ENDPOINTS} endpoints")
+    urls = tuple(str(row["url"]).rstrip("/") for row in rows)
+    for url in urls:
+        if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).netloc:
+            raise ValueError(f"{url!r} is not the address of an engine")
+    return urls
+
+
+def _at(document: Any, *path: str) -> Any:
+    for name in path:
+        if not isinstance(document, dict) or document.get(name) is None:
+            raise ValueError(f"{'.'.join(path)} is missing")
+        document = document[name]
+    return document

@@ -1,0 +1,91 @@
+"""One request from its arrival: who asks, for what, and may it be served. The exchange does the rest.
+
+Plain ASGI: no framework routes or validates a completion.
+"""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from starlette.types import Receive, Scope, Send
+
+from darktree_gateway import metrics, requests
+from darktree_gateway.admission import Admission, Admitted
+from darktree_gateway.auth import Authenticator, Caller
+from darktree_gateway.catalog import Prices
+from darktree_gateway.errors import LaneUnavailable, ModelNotFound
+from darktree_gateway.exchange import Exchange
+from darktree_gateway.lanes import Lane, LaneFile
+from darktree_gateway.metering import Metering
+from darktree_gateway.requests import Ask, Endpoint
+from darktree_gateway.upstream import Upstream
+from darktree_gateway.watch import ClientLeft
+from darktree_kit.clock import monotonic
+from darktree_kit.errors import ApiError
+from darktree_kit.ids import parse_request_id
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Everything that serving needs; one a process."""
+
+    authenticator: Authenticator
+    prices: Prices
+    lanes: LaneFile
+    admission: Admission
+    metering: Metering
+    upstream: Upstream
+    separate_prefix_caches: bool
+
+    async def serve(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request for a completion. Raises the ApiError that refuses it."""
+        arrived = monotonic()
+        caller = await self.authenticator.identify(scope["headers"])
+        state = scope["state"]
+        state["log_fields"] = {"customer_id": caller.customer_id}
+        try:
+            requests.check_headers(scope["headers"])
+            content = await _body(receive)
+            ask = requests.read(content, endpoint)
+            lane, admitted = await self._admit(caller, ask, parse_request_id(state["request_id"]))
+        except ApiError as error:
+            if "x-ratelimit-limit-tokens" not in error.headers:
+                error.headers |= await self.admission.limits(caller)
+            raise
+        except ClientLeft:
+            return
+        salt = caller.customer_id if self.separate_prefix_caches else None
+        exchange = Exchange(self.metering, self.upstream, ask, lane, admitted, salt, arrived)
+        state["log_fields"] |= {"lane": lane.name, "entry_id": str(admitted.held.entry_id)}
+        in_flight = metrics.IN_FLIGHT.labels(lane.name)
+        in_flight.inc()
+        try:
+            await exchange.run(state["request_id"], receive, send)
+        finally:
+            in_flight.dec()
+            prompt_tokens, completion_tokens = admitted.held.tokens
+            state["log_fields"] |= {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+
+    async def _admit(self, caller: Caller, ask: Ask, hold_id: UUID) -> tuple[Lane, Admitted]:
+        lane = self.lanes.table.find(ask.model, caller.customer_id)
+        model = self.prices.model(ask.model)
+        if lane is None or model is None:
+            raise ModelNotFound(ask.model)
+        if not lane.endpoints:
+            raise LaneUnavailable
+        return lane, await self.admission.admit(hold_id, caller, ask, lane, model)
+
+
+async def _body(receive: Receive) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        part = message.get("body", b"")
+        size += len(part)
+        if size > requests.MAX_BODY_BYTES:
+            raise requests.too_large()
+        parts.append(part)
+        if not message.get("more_body"):
+            return parts[0] if len(parts) == 1 else b"".join(parts)

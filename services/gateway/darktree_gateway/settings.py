@@ -1,0 +1,48 @@
+"""What the gateway's process is told."""
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+
+from darktree_kit.settings import ServiceSettings, prefixed
+
+
+class Settings(ServiceSettings):
+    """Environment variables `DARKTREE_GATEWAY_<FIELD>`."""
+
+    model_config = prefixed("gateway")
+
+    shared_port: bool = Field(
+        False, description="Let several gateways listen on the public port (SO_REUSEPORT)."
+    )
+    private_port: int = Field(
+        0, description="A second port, for probes and metrics only; 0 serves them publicly."
+    )
+    ledger_url: str
+    ledger_token: SecretStr
+    billing_url: str
+    billing_token: SecretStr
+    lanes_file: Path = Field(description="InferenceLane documents, read again when the file changes.")
+    journal_dir: Path = Field(description="Where settlements wait, fsynced, while the ledger is away.")
+    engine_token: SecretStr = Field(SecretStr(""), description="Sent to engines as a bearer token, when set.")
+    separate_prefix_caches: bool = Field(
+        True, description="Salt the engine's prefix cache by customer: nobody can time another's prompts."
+    )
+    in_flight_wait_seconds: float = Field(
+        2.0, ge=0, description="How long a request waits for head-room that the customer's own requests hold."
+    )
+    hold_ttl_seconds: int = Field(60, ge=3, le=3600, description="A hold's life between renewals.")
+    engine_idle_seconds: float = Field(300.0, gt=0, description="An engine silent for so long has failed.")
+    request_seconds: float = Field(3600.0, gt=0, description="The longest that one request may run.")
+    key_seconds: float = Field(
+        5.0, ge=0, le=10, description="How long a good key is believed without asking."
+    )
+    unknown_key_seconds: float = Field(2.0, ge=0, le=10, description="How long an unknown key stays unknown.")
+    catalog_seconds: float = Field(5.0, gt=0, description="How often prices are read again.")
+    lanes_seconds: float = Field(1.0, gt=0, description="How often the lanes' file is looked at.")
+    journal_replay_seconds: float = Field(
+        0.5, gt=0, description="How often a journal that is not empty is replayed."
+    )
+    engine_metrics_interval_seconds: float = Field(
+        5.0, ge=0, description="How often the engines' own token counters are read; 0 never."
+    )

@@ -1,0 +1,204 @@
+"""The gateway's only client of engines: one session with kept connections, balanced over a lane's engines.
+
+A request is sent to another engine once when the first could not be reached, or broke the connection before it
+answered anything; after that it is the customer's to repeat. Whatever engines generate twice, only one answer is
+delivered and charged.
+"""
+
+import asyncio
+from typing import Any
+
+import aiohttp
+import orjson
+
+from darktree_gateway import metrics
+from darktree_gateway.balancing import Balancer, Engine
+from darktree_gateway.errors import EngineError, LaneUnavailable, decoded, of_engine
+from darktree_gateway.lanes import Lane
+from darktree_gateway.requests import Ask
+from darktree_kit.clock import monotonic
+from darktree_kit.errors import ApiError
+
+CONNECT_TIMEOUT_SECONDS = 5.0
+KEEP_ALIVE_SECONDS = 4.0  # less than vLLM's 5, or its closing meets our next request
+COUNT_TIMEOUT_SECONDS = 30.0
+MAX_CONNECTIONS = 10_000
+MAX_ERROR_BYTES = 64 * 1024
+MAX_COUNT_BYTES = 32 * 1024 * 1024
+MAX_COUNTS_AT_ONCE = 8
+READ_BUFFER_BYTES = 256 * 1024
+
+_PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+_COUNTED_FIELDS = (
+    "messages",
+    "tools",
+    "add_generation_prompt",
+    "continue_final_message",
+    "add_special_tokens",
+)
+_UNREACHABLE = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
+_CUT_OFF = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
+
+
+class Generation:
+    """One answer that an engine is giving."""
+
+    __slots__ = ("_response", "engine")
+
+    def __init__(self, engine: Engine, response: aiohttp.ClientResponse) -> None:
+        self.engine = engine
+        self._response = response
+
+    async def read(self) -> bytes:
+        """Return what has arrived, at least one byte; nothing at the end. Raises EngineError when it breaks off."""
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise EngineError from error
+
+    def close(self) -> None:
+        """Let go of the engine. Unless the answer has ended, this closes the connection: the engine stops."""
+        self.engine.outstanding -= 1
+        self._response.close()
+
+
+class Upstream:
+    """Asks engines."""
+
+    def __init__(self, *, idle_seconds: float, token: str = "") -> None:
+        self.balancer = Balancer()
+        self._headers = {"Content-Type": "application/json"} | (
+            {"Authorization": f"Bearer {token}"} if token else {}
+        )
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=KEEP_ALIVE_SECONDS),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=CONNECT_TIMEOUT_SECONDS, sock_read=idle_seconds
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            read_bufsize=READ_BUFFER_BYTES,
+            skip_auto_headers=("User-Agent", "Accept-Encoding"),
+        )
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def generate(self, lane: Lane, ask: Ask, body: bytes, request_id: str) -> Generation:
+        """Send a request to one of the lane's engines; return once it has begun to answer.
+
+        Raises LaneUnavailable, or the engine's refusal in OpenAI's shape, or EngineError.
+        """
+        headers = self._headers | {"X-Request-Id": request_id}
+        path = _PATHS[ask.endpoint]
+        unreachable: str | None = None
+        for last_try in (False, True):
+            engine = self.balancer.choose(lane.endpoints, monotonic(), but_not=unreachable)
+            if engine is None:
+                break
+            engine.outstanding += 1
+            try:
+                response = await self._session.post(engine.url + path, data=body, headers=headers)
+            except BaseException as error:
+                engine.outstanding -= 1
+                unreachable = self._judge(error, lane, engine)  # raises what is not worth another try
+                continue
+            if response.status == 200:
+                self.balancer.answered(engine)
+                return Generation(engine, response)
+            engine.outstanding -= 1
+            refusal = await _refusal(response, ask)
+            metrics.UPSTREAM_ERRORS.labels(lane.name, f"status_{response.status // 100}xx").inc()
+            if not isinstance(refusal, LaneUnavailable) or last_try:
+                raise refusal
+            unreachable = engine.url
+        raise LaneUnavailable
+
+    def _judge(self, error: BaseException, lane: Lane, engine: Engine) -> str | None:
+        """Return which engine to leave out of another try; raise when there shall be none."""
+        if isinstance(error, _UNREACHABLE):
+            self.balancer.failed(engine, monotonic())
+            metrics.UPSTREAM_ERRORS.labels(lane.name, "unreachable").inc()
+            return engine.url
+        if isinstance(error, _CUT_OFF):
+            # Perhaps only a kept connection that the engine closed just then: it may be asked again.
+            metrics.UPSTREAM_ERRORS.labels(lane.name, "cut_off").inc()
+            return None
+        if isinstance(error, aiohttp.ClientError | TimeoutError | OSError | ValueError):
+            metrics.UPSTREAM_ERRORS.labels(lane.name, "broken").inc()
+            raise EngineError from error
+        raise error
+
+    async def count(self, lane: Lane, ask: Ask) -> tuple[list[int], int]:
+        """Return how many tokens each prompt has, counted by an engine, and the longest context it serves.
+
+        Raises LaneUnavailable, the engine's refusal, or EngineError.
+        """
+        metrics.COUNTED.inc()
+        bodies = _count_bodies(ask)
+        places = asyncio.Semaphore(MAX_COUNTS_AT_ONCE)
+
+        async def counted(body: bytes) -> tuple[int, int]:
+            async with places:
+                return await self._count(lane, ask, body)
+
+        counts = await asyncio.gather(*map(counted, bodies))
+        return [count for count, _ in counts], min(context for _, context in counts)
+
+    async def _count(self, lane: Lane, ask: Ask, body: bytes) -> tuple[int, int]:
+        unreachable: str | None = None
+        for _ in range(2):
+            engine = self.balancer.choose(lane.endpoints, monotonic(), but_not=unreachable)
+            if engine is None:
+                break
+            try:
+                async with asyncio.timeout(COUNT_TIMEOUT_SECONDS):
+                    response = await self._session.post(
+                        engine.url + "/tokenize", data=body, headers=self._headers
+                    )
+                    async with response:
+                        if response.status != 200:
+                            raise await _refusal(response, ask)
+                        content = await response.content.read(MAX_COUNT_BYTES)
+                        while (more := await response.content.read(MAX_COUNT_BYTES)) and len(
+                            content
+                        ) < MAX_COUNT_BYTES:
+                            content += more
+                answer = orjson.loads(content)
+                return int(answer["count"]), int(answer.get("max_model_len") or lane.context_tokens)
+            except ApiError:
+                raise
+            except (KeyError, TypeError) as error:
+                raise EngineError from error
+            except Exception as error:
+                unreachable = self._judge(error, lane, engine)
+        raise LaneUnavailable
+
+
+def _count_bodies(ask: Ask) -> list[bytes]:
+    body = ask.body
+    if ask.endpoint == "completions":
+        texts = [body["prompt"]] if isinstance(body["prompt"], str) else body["prompt"]
+        extra = {name: body[name] for name in ("add_special_tokens",) if name in body}
+        return [orjson.dumps({"model": ask.model, "prompt": text} | extra) for text in texts]
+    sent: dict[str, Any] = {"model": ask.model} | {
+        name: body[name] for name in _COUNTED_FIELDS if name in body
+    }
+    template = dict(body.get("chat_template_kwargs") or {})
+    effort = body.get("reasoning_effort")
+    if effort is not None:
+        # As vLLM renders it for a chat: /tokenize does not know the field.
+        template = {"reasoning_effort": effort, "enable_thinking": effort != "none"} | template
+    if template:
+        sent["chat_template_kwargs"] = template
+    return [orjson.dumps(sent)]
+
+
+async def _refusal(response: aiohttp.ClientResponse, ask: Ask) -> ApiError:
+    try:
+        content = await response.content.read(MAX_ERROR_BYTES)
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        content = b""
+    finally:
+        response.release()
+    return of_engine(response.status, decoded(content), model=ask.model, prompt_param=ask.prompt_param)
