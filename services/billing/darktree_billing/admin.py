@@ -45,14 +45,14 @@ router = APIRouter(
         Depends(require("admin")),
         Depends(HTTPBearer(scheme_name="admin", auto_error=False)),  # for the description only
     ],
-    responses=refusals(401, 403),
+    responses=refusals(401, 403, 503),
 )
 
 
 @router.post(
     "/customers",
     status_code=201,
-    responses=refusals(400, 409, 503)
+    responses=refusals(400, 409)
     | {200: {"model": CustomerView, "description": "It exists already, just so."}},
 )
 async def create_customer(
@@ -99,13 +99,13 @@ async def revoke_key(key_id: KeyIdInPath, session: Session) -> KeyView:
     return await keys.revoke_key(session, key_id)
 
 
-@router.get("/customers/{customer_id}/cap", responses=refusals(400, 404, 503))
+@router.get("/customers/{customer_id}/cap", responses=refusals(400, 404))
 async def show_cap(customer_id: CustomerIdInPath, session: Session, ledger: TheLedger) -> CapView:
     await customers.find_customer(session, customer_id)
     return await accounts.cap(ledger, customer_id)
 
 
-@router.put("/customers/{customer_id}/cap", responses=refusals(400, 404, 409, 503))
+@router.put("/customers/{customer_id}/cap", responses=refusals(400, 404, 409))
 async def set_cap(
     customer_id: CustomerIdInPath, body: SetCap, session: Session, ledger: TheLedger
 ) -> CapView:
@@ -115,7 +115,7 @@ async def set_cap(
     return await accounts.cap(ledger, customer_id)
 
 
-@router.post("/customers/{customer_id}/grants", responses=refusals(400, 404, 409, 503))
+@router.post("/customers/{customer_id}/grants", responses=refusals(400, 404, 409))
 async def grant(
     customer_id: CustomerIdInPath, body: GrantCredits, session: Session, ledger: TheLedger
 ) -> GrantView:
@@ -124,14 +124,14 @@ async def grant(
     return await accounts.grant(ledger, customer_id, body)
 
 
-@router.get("/customers/{customer_id}/balance", responses=refusals(400, 404, 503))
+@router.get("/customers/{customer_id}/balance", responses=refusals(400, 404))
 async def balance(customer_id: CustomerIdInPath, session: Session, ledger: TheLedger) -> AccountView:
     """Show the row of the ledger that enforces the balance and the cap."""
     await customers.find_customer(session, customer_id)
     return await accounts.account(ledger, customer_id)
 
 
-@router.get("/customers/{customer_id}/entries", responses=refusals(400, 404, 503))
+@router.get("/customers/{customer_id}/entries", responses=refusals(400, 404))
 async def entries(
     customer_id: CustomerIdInPath,
     session: Session,
@@ -151,7 +151,7 @@ async def plans(plans_file: ThePlansFile) -> Catalog:
     return plans_file.current().catalog()
 
 
-@router.post("/ledger/check", responses=refusals(503))
+@router.post("/ledger/check")
 async def check_ledger(ledger: TheLedger) -> CheckReport:
     """Have the ledger compare every balance with its entries. Takes time: it reads the whole ledger."""
     return await accounts.check(ledger)

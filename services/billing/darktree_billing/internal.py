@@ -17,7 +17,7 @@ router = APIRouter(
         Depends(require("gateway")),
         Depends(HTTPBearer(scheme_name="gateway", auto_error=False)),  # for the description only
     ],
-    responses=refusals(401, 403),
+    responses=refusals(401, 403, 503),
 )
 
 

@@ -134,7 +134,9 @@ async def count_keys(session: AsyncSession) -> dict[Status, int]:
     """Return how many keys there are in each status."""
     rows = (await session.execute(select(_STATUS, func.count()).select_from(ApiKey).group_by(_STATUS))).all()
     counts: dict[Status, int] = {"active": 0, "revoked": 0, "expired": 0}
-    return counts | dict(row.tuple() for row in rows)
+    for status, count in rows:
+        counts[status] = count
+    return counts
 
 
 async def count_keys_with_old_pepper(session: AsyncSession, peppers: Peppers) -> int:
@@ -149,7 +151,7 @@ async def _find(
     """Return a key, its status now, and today."""
     query = select(ApiKey, _STATUS, func.current_date()).where(col(ApiKey.id) == key_id)
     row = (await session.execute(query.with_for_update(of=ApiKey) if lock else query)).one_or_none()
-    return None if row is None else row.tuple()
+    return None if row is None else (row[0], row[1], row[2])
 
 
 def _check_expiry(expires_at: datetime | None, now: datetime) -> None:

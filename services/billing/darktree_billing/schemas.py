@@ -26,7 +26,7 @@ class _Body(BaseModel):
 class VerifyKey(_Body):
     """Ask whose key this is. Only the SHA-256 of the key travels; billing holds an HMAC of that."""
 
-    key_id: str = Field(min_length=1, max_length=32)
+    key_id: str = Field(pattern=r"^[0-9A-Za-z]{1,32}$")
     key_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 

@@ -4,16 +4,23 @@ FastAPI ends a `yield` dependency after the response is sent unless its scope is
 still have answered 200. `Session` below is therefore the only way that endpoints get a session.
 """
 
+import logging
 from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import Depends, Request
 from sqlalchemy import text
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker, create_async_engine
+
+from darktree_kit.errors import Unavailable
 
 CONNECT_TIMEOUT_SECONDS = 5
 POOL_TIMEOUT_SECONDS = 10
 STATEMENT_TIMEOUT_MILLISECONDS = 30_000
+
+_log = logging.getLogger("darktree.db")
 
 
 def driver_url(url: str) -> str:
@@ -58,8 +65,13 @@ class Database:
 
 async def _transaction(request: Request) -> AsyncIterator[AsyncSession]:
     database: Database = request.app.state.database
-    async with database.sessions.begin() as session:
-        yield session
+    try:
+        async with database.sessions.begin() as session:
+            yield session
+    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+        # Lost in the middle of a commit, it may or may not have taken effect: hence the ids that callers make.
+        _log.warning("the database did not answer", extra={"error": str(error)[:500]})
+        raise Unavailable("The database did not answer.", headers={"Retry-After": "1"}) from error
 
 
 Session = Annotated[AsyncSession, Depends(_transaction, scope="function")]

@@ -1,0 +1,179 @@
+"""Billing and the real ledger, each on a real socket, on a real Postgres that migrations made."""
+
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+import psycopg
+import pytest
+import pytest_asyncio
+from pydantic import SecretStr
+from starlette.types import ASGIApp
+
+from darktree_billing.app import make_app as make_billing_app
+from darktree_billing.client import AdminClient, BillingClient
+from darktree_billing.settings import Settings
+from darktree_ledger.app import make_app as make_ledger_app
+from darktree_ledger.settings import Settings as LedgerSettings
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+PEPPER = "a pepper that only the tests know"
+ADMIN_TOKEN = "admin-token-of-the-tests"
+
+Serving = Callable[[ASGIApp], AbstractContextManager[str]]
+
+
+class Database(Protocol):
+    """What this needs of the session's databases."""
+
+    admin_url: str
+
+    def url_as(self, role: str) -> str: ...
+
+
+@dataclass
+class Platform:
+    """A running ledger and a running billing, and the ways in."""
+
+    database: Database
+    serving: Serving
+    billing_url: str
+    ledger_url: str
+    plans_file: Path
+    settings: Settings
+    admin_token: str
+    gateway_token: str
+    stack: ExitStack = field(repr=False)
+
+    def http(self, token: str | None = None, url: str | None = None) -> httpx.Client:
+        """Return a client with this token (the administrator's when none is named; none when empty)."""
+        token = self.admin_token if token is None else token
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        client = httpx.Client(base_url=url or self.billing_url, headers=headers, timeout=30)
+        return self.stack.enter_context(client)
+
+    def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Execute one statement as the superuser."""
+        with psycopg.connect(self.database.admin_url, autocommit=True) as connection:
+            cursor = connection.execute(statement.encode(), values or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def serve_billing(self, **changes: Any) -> str:
+        """Serve another billing on the same database, with other settings, and return its address."""
+        settings = self.settings.model_copy(update=changes)
+        return self.stack.enter_context(self.serving(make_billing_app(settings)))
+
+
+@pytest.fixture(scope="session")
+def running_platform(
+    make_database: Callable[[], Database], serving_context: Serving, gateway_token: str, billing_token: str
+) -> Callable[[Path], AbstractContextManager[Platform]]:
+    """Runs a platform on a fresh database for as long as a `with` lasts."""
+
+    @contextmanager
+    def run(folder: Path) -> Iterator[Platform]:
+        plans_file = folder / "plans.yaml"
+        plans_file.write_bytes((EXAMPLES / "plans.yaml").read_bytes())
+        database = make_database()
+        ledger = make_ledger_app(
+            LedgerSettings(
+                database_url=SecretStr(database.url_as("darktree_ledger")),
+                gateway_token=SecretStr(gateway_token),
+                billing_token=SecretStr(billing_token),
+            )
+        )
+        with ExitStack() as stack:
+            ledger_url = stack.enter_context(serving_context(ledger))
+            settings = Settings(
+                database_url=SecretStr(database.url_as("darktree_billing")),
+                ledger_url=ledger_url,
+                ledger_token=SecretStr(billing_token),
+                gateway_token=SecretStr(gateway_token),
+                admin_token=SecretStr(ADMIN_TOKEN),
+                key_pepper=SecretStr(PEPPER),
+                plans_file=plans_file,
+            )
+            billing_url = stack.enter_context(serving_context(make_billing_app(settings)))
+            yield Platform(
+                database=database,
+                serving=serving_context,
+                billing_url=billing_url,
+                ledger_url=ledger_url,
+                plans_file=plans_file,
+                settings=settings,
+                admin_token=ADMIN_TOKEN,
+                gateway_token=gateway_token,
+                stack=stack,
+            )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def platform(
+    running_platform: Callable[[Path], AbstractContextManager[Platform]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Platform]:
+    """A platform that a module's tests share: each makes customers of its own."""
+    with running_platform(tmp_path_factory.mktemp("platform")) as running:
+        yield running
+
+
+@pytest.fixture
+def own_platform(
+    running_platform: Callable[[Path], AbstractContextManager[Platform]], tmp_path: Path
+) -> Iterator[Platform]:
+    """A platform for one test alone, for tests that count everything or break something."""
+    with running_platform(tmp_path) as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def admin(platform: Platform) -> AsyncIterator[AdminClient]:
+    client = AdminClient(platform.billing_url, platform.admin_token)
+    yield client
+    await client.close()
+
+
+@pytest_asyncio.fixture
+async def gateway(platform: Platform) -> AsyncIterator[BillingClient]:
+    client = BillingClient(platform.billing_url, platform.gateway_token)
+    yield client
+    await client.close()
+
+
+@pytest.fixture
+def http(platform: Platform) -> httpx.Client:
+    """The administrator, over plain HTTP."""
+    return platform.http()
+
+
+@pytest.fixture
+def unused_url() -> str:
+    """An address where nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.fixture
+def at_once() -> Callable[[list[Callable[[], Any]]], list[Any]]:
+    """Run calls at the same time and return their results."""
+
+    def run(calls: list[Callable[[], Any]]) -> list[Any]:
+        barrier = threading.Barrier(len(calls))
+
+        def start(call: Callable[[], Any]) -> Any:
+            barrier.wait(timeout=10)
+            return call()
+
+        with ThreadPoolExecutor(len(calls)) as pool:
+            return list(pool.map(start, calls))
+
+    return run
