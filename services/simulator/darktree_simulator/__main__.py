@@ -7,8 +7,8 @@ import sys
 
 import uvicorn
 
-from darktree_simulator.app import create_app
-from darktree_simulator.settings import SimulatorSettings
+from darktree_simulator.app import make_app
+from darktree_simulator.settings import Settings
 
 SHUTDOWN_SECONDS = 1
 
@@ -16,7 +16,7 @@ SHUTDOWN_SECONDS = 1
 def main(arguments: list[str] | None = None) -> int:
     settings = settings_from(arguments)
     uvicorn.run(
-        create_app(settings),
+        make_app(settings),
         host=settings.host,
         port=settings.port,
         log_level="warning",
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def settings_from(arguments: list[str] | None) -> SimulatorSettings:
+def settings_from(arguments: list[str] | None) -> Settings:
     """The environment's settings, with those of the command line put over them."""
     parser = argparse.ArgumentParser(
         prog="darktree_simulator",
@@ -45,7 +45,7 @@ def settings_from(arguments: list[str] | None) -> SimulatorSettings:
     parser.add_argument("--maximum-concurrent-sequences", type=int, help="choices generated at once (256)")
     parser.add_argument("--startup-delay-seconds", type=float, help="answer 503 for so long after the start")
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
-    return SimulatorSettings(**given)
+    return Settings(**given)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,7 @@ from starlette.routing import Route
 
 from darktree_simulator import prompts, tokenizer
 from darktree_simulator.answers import VERSION, Answer, Envelope
-from darktree_simulator.chat import ChatAnswer
-from darktree_simulator.completions import CompletionAnswer
-from darktree_simulator.engine import Engine
-from darktree_simulator.errors import EngineError, injected, model_not_found, starting
-from darktree_simulator.faults import FaultBox
-from darktree_simulator.metrics import CONTENT_TYPE
-from darktree_simulator.prose import sequence
-from darktree_simulator.requests import (
+from darktree_simulator.bodies import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -31,14 +24,21 @@ from darktree_simulator.requests import (
     missing,
     parse,
 )
+from darktree_simulator.chat import ChatAnswer
+from darktree_simulator.completions import CompletionAnswer
+from darktree_simulator.engine import Engine
+from darktree_simulator.errors import EngineError, injected, model_not_found, starting
+from darktree_simulator.faults import FaultBox
+from darktree_simulator.metrics import CONTENT_TYPE
+from darktree_simulator.prose import sequence
 from darktree_simulator.sampling import check_request, sampling
 from darktree_simulator.serving import LiveResponse
-from darktree_simulator.settings import SimulatorSettings
+from darktree_simulator.settings import Settings
 
 MAXIMUM_BODY_BYTES = 32 * 2**20
 
 
-def create_app(settings: SimulatorSettings) -> Starlette:
+def make_app(settings: Settings) -> Starlette:
     """The lane as an ASGI application. Its start-up delay begins now."""
     lane = Lane(settings)
     routes = [
@@ -60,7 +60,7 @@ def create_app(settings: SimulatorSettings) -> Starlette:
 class Lane:
     """One served model: its engine, its faults and its endpoints."""
 
-    def __init__(self, settings: SimulatorSettings) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._model = settings.models[0]
         self._context_length = settings.context_length

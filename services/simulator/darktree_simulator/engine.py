@@ -15,7 +15,7 @@ from time import monotonic
 from darktree_simulator.metrics import EngineMetrics
 from darktree_simulator.sequences import Sequence
 
-GRID_SECONDS = 0.01
+GRID_SECONDS = 0.02
 # As fast as possible still means turns: a client that goes away is noticed between two of them.
 FREE_RUNNING_TOKENS = 16
 
@@ -69,7 +69,8 @@ class Engine:
         due_at = started + (done + 1) / self._tokens_per_second
         wait_seconds = due_at - monotonic()
         if wait_seconds > 0:
-            await asyncio.sleep(wait_seconds + -due_at % GRID_SECONDS)
+            # The first token comes when it is due, so that its time means something; the others join the grid.
+            await asyncio.sleep(wait_seconds + (-due_at % GRID_SECONDS if done else 0.0))
         else:
             await asyncio.sleep(0)
         return max(done + 1, int((monotonic() - started) * self._tokens_per_second))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from darktree_simulator import tokenizer
+from darktree_simulator.bodies import ChatRequest, CompletionRequest, Message, TokenizeRequest
 from darktree_simulator.errors import EngineError, bad_request, invalid_body
-from darktree_simulator.requests import ChatRequest, CompletionRequest, Message, TokenizeRequest
 
 # No text is shorter than this many characters a token: the longest token is "<|endoftext|>".
 LONGEST_TOKEN_CHARACTERS = 13

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from darktree_simulator import tokenizer
+from darktree_simulator.bodies import ChatRequest, CompletionRequest
 from darktree_simulator.errors import EngineError, bad_request
-from darktree_simulator.requests import ChatRequest, CompletionRequest
 
 MAXIMUM_N = 16384
 MAXIMUM_LOGPROBS = 20

@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from darktree_simulator.faults import Faults
 
 
-class SimulatorSettings(BaseSettings):
+class Settings(BaseSettings):
     """Every setting has a name in the environment: `models` is `DARKTREE_SIMULATOR_MODELS`, a JSON list."""
 
     model_config = SettingsConfigDict(env_prefix="DARKTREE_SIMULATOR_")

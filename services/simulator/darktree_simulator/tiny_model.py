@@ -102,7 +102,11 @@ def _tokenizer_module() -> ModuleType:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Write the tiny model that a real vLLM serves on a CPU.")
     parser.add_argument("directory", type=Path)
-    write_tiny_model(parser.parse_args().directory)
+    directory = parser.parse_args().directory
+    # Python puts the script's own folder first, where our modules would pass for those of other packages.
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != here]
+    write_tiny_model(directory)
     return 0
 
 
