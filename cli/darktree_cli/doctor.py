@@ -1,6 +1,8 @@
 """`darktree doctor`: what runs, what does not, and what to do about it."""
 
 import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +16,10 @@ from darktree_cli.settings import Settings
 from darktree_cli.state import PlatformRecord, ProcessRecord
 from darktree_cli.version import VERSION
 from darktree_kit.errors import ApiError
+
+# What the gateway's journal calls its files.
+JOURNAL_SUFFIX = ".journal.jsonl"
+DEAD_LETTER_NAME = "dead-letter.jsonl"
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ async def _examine(found: Found) -> list[Finding]:
         looked = await asyncio.gather(
             *(_process(name, process) for name, process in record.processes.items())
         )
-        local = [_version(record), await _database(record), *looked, *_journals(record)]
+        local = [_version(record), await _database(record), *looked, *_journal(record)]
     return [*local, *await _administration(found)]
 
 
@@ -78,14 +84,31 @@ async def _process(name: str, process: ProcessRecord) -> Finding:
     return Finding(name, False, problem, f"it is started again by itself when it dies; see {process.log}")
 
 
-def _journals(record: PlatformRecord) -> list[Finding]:
-    findings = []
-    for name, folder in record.journals.items():
-        size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
-        detail = f"{size} bytes wait for the ledger" if size else "empty"
-        advice = "charges are replayed once the ledger answers; look again in a few seconds" if size else ""
-        findings.append(Finding(f"{name} journal", not size, detail, advice))
+def _journal(record: PlatformRecord) -> list[Finding]:
+    folder = Path(record.journal_dir)
+    waiting = _bytes_in(folder.glob(f"*{JOURNAL_SUFFIX}"))
+    advice = "they are settled once the ledger answers: look again in a few seconds" if waiting else ""
+    detail = f"{waiting} bytes of charges wait for the ledger" if waiting else "empty"
+    findings = [Finding("journal", not waiting, detail, advice)]
+    letters = folder / DEAD_LETTER_NAME
+    if _bytes_in([letters]):
+        findings.append(
+            Finding(
+                "dead letters",
+                False,
+                str(letters),
+                "the ledger refused these charges for good: read why in the file",
+            )
+        )
     return findings
+
+
+def _bytes_in(files: Iterable[Path]) -> int:
+    size = 0
+    for file in files:
+        with suppress(FileNotFoundError):
+            size += file.stat().st_size
+    return size
 
 
 async def _administration(found: Found) -> list[Finding]:

@@ -73,7 +73,6 @@ class Plan:
     database_url: str
     demo_model: str
     lanes_document: str
-    journals: Mapping[str, Path]
 
 
 def port_names(lanes: list[Lane], gateways: int) -> list[str]:
@@ -85,8 +84,7 @@ def port_names(lanes: list[Lane], gateways: int) -> list[str]:
 def plan(wanted: Wanted, ports: Mapping[str, int], below: list[Process]) -> Plan:
     """Return the platform on top of what lies below it: the database (when it is our own) and the engines."""
     urls = {name: _url(port) for name, port in ports.items()}
-    numbers = range(1, wanted.gateways + 1)
-    gateways = [_gateway(wanted, number, ports, urls) for number in numbers]
+    gateways = [_gateway(wanted, number, ports, urls) for number in range(1, wanted.gateways + 1)]
     return Plan(
         processes=[*below, _ledger(wanted, ports), _billing(wanted, ports, urls), *gateways],
         base_url=urls[PUBLIC_PORT] + "/v1",
@@ -99,7 +97,6 @@ def plan(wanted: Wanted, ports: Mapping[str, int], below: list[Process]) -> Plan
             {lane.name: urls[f"lane-{lane.name}"] for lane in wanted.lanes},
             "VLLM" if wanted.vllm else "Simulator",
         ),
-        journals={f"gateway-{number}": wanted.data_dir.journal(number) for number in numbers},
     )
 
 
@@ -173,7 +170,8 @@ def _gateway(wanted: Wanted, number: int, ports: Mapping[str, int], urls: Mappin
         "BILLING_URL": urls["billing"],
         "BILLING_TOKEN": wanted.secrets.billing_gateway_token,
         "LANES_FILE": str(wanted.data_dir.lanes_file),
-        "JOURNAL_DIR": str(wanted.data_dir.journal(number)),
+        # Shared: whichever gateway lives settles what one that died left in it.
+        "JOURNAL_DIR": str(wanted.data_dir.journal),
     }
     gateway = _service("gateway", Stage.GATEWAY, ports[PUBLIC_PORT], settings)
     return replace(gateway, name=name, url=urls[name], stop_seconds=GATEWAY_STOP_SECONDS)

@@ -127,7 +127,7 @@ class Run:
             admin_token=self._secrets.admin_token,
             database_url=self._plan.database_url,
             lanes_file=str(self._data.lanes_file),
-            journals={name: str(folder) for name, folder in self._plan.journals.items()},
+            journal_dir=str(self._data.journal),
             processes=self._supervisor.records(),
         )
         self._data.publish(record)

@@ -62,7 +62,7 @@ class PlatformRecord(BaseModel):
     admin_token: str
     database_url: str
     lanes_file: str
-    journals: dict[str, str]
+    journal_dir: str
     processes: dict[str, ProcessRecord]
 
 
@@ -73,7 +73,7 @@ class DataDir:
         self.path = path.expanduser().absolute()
         self.postgres = self.path / "postgres"
         self.logs = self.path / "logs"
-        self._journals = self.path / "journals"
+        self.journal = self.path / "journal"
         self.lanes_file = self.path / "lanes.yaml"
         self.model = self.path / "tiny-model"
         self._marker = self.path / MARKER_NAME
@@ -124,19 +124,6 @@ class DataDir:
             else:
                 entry.unlink()
         self.logs.mkdir(mode=0o700)
-
-    def journal(self, number: int) -> Path:
-        """Return the folder of a gateway's journal; gateways are numbered from 1."""
-        return self._journals / f"gateway-{number}"
-
-    def waiting_journals(self) -> list[int]:
-        """Return the numbers of the gateways whose journals may hold charges that the ledger has not taken yet."""
-        folders = self._journals.glob("gateway-*") if self._journals.is_dir() else []
-        return sorted(
-            int(folder.name.removeprefix("gateway-"))
-            for folder in folders
-            if any(file.is_file() and file.stat().st_size for file in folder.rglob("*"))
-        )
 
     def secrets(self) -> Secrets:
         """Return the directory's secrets, making them the first time."""

@@ -125,13 +125,8 @@ def _plan(
     """Return what shall run, having made what that needs: ports, a database, a model."""
     vllm = options.engine is Engine.VLLM
     lanes = [engines.within_vllm(lane) if vllm else lane for lane in read_lanes(options.lanes_folder)]
-    gateways = max([options.gateways, *data.waiting_journals()])
-    if gateways > options.gateways:
-        say(
-            f"starting {gateways} gateways: an earlier one left charges in its journal, which it will settle now"
-        )
     chosen = {PUBLIC_PORT: ports.exactly(options.port) if options.port else ports.free()}
-    chosen |= {name: ports.free() for name in port_names(lanes, gateways)}
+    chosen |= {name: ports.free() for name in port_names(lanes, options.gateways)}
     environment = inherited_environment(services=False)
     if vllm:
         say("preparing vLLM; it takes about a minute to start")
@@ -144,7 +139,7 @@ def _plan(
         database_url = settings.database_url.get_secret_value()
     else:
         database, database_url = _embedded(data, environment, stack, say)
-    wanted = Wanted(data, data.secrets(), database_url, lanes, options.plans_file, gateways, vllm)
+    wanted = Wanted(data, data.secrets(), database_url, lanes, options.plans_file, options.gateways, vllm)
     planned = plan(wanted, chosen, [*database, *answering])
     return replace(planned, processes=[_with_environment(process) for process in planned.processes])
 

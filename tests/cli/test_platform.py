@@ -35,11 +35,11 @@ def test_every_lane_every_service_and_every_gateway_is_one_process(planned: Plan
     ]
 
 
-def test_gateways_share_the_public_port_and_share_neither_private_port_nor_journal(planned: Plan) -> None:
+def test_gateways_share_the_public_port_and_the_journal_and_have_each_a_private_port(planned: Plan) -> None:
     first, second = (process.env for process in planned.processes if process.stage is Stage.GATEWAY)
     different = {name for name in first if first[name] != second[name]}
     assert first["DARKTREE_GATEWAY_PORT"] == "9000"
-    assert different == {"DARKTREE_GATEWAY_PRIVATE_PORT", "DARKTREE_GATEWAY_JOURNAL_DIR"}
+    assert different == {"DARKTREE_GATEWAY_PRIVATE_PORT"}
 
 
 def test_every_port_is_used_by_one_process_only(planned: Plan) -> None:

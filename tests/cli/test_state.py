@@ -15,7 +15,7 @@ RECORD = PlatformRecord(
     admin_token="secret",
     database_url="postgresql://c",
     lanes_file="d",
-    journals={},
+    journal_dir="e",
     processes={},
 )
 
@@ -90,15 +90,6 @@ def test_a_link_inside_is_removed_but_never_followed(tmp_path: Path) -> None:
         (data.path / "link").symlink_to(outside)
         data.erase()
     assert (outside / "kept").exists()
-
-
-def test_only_journals_with_something_in_them_wait(tmp_path: Path) -> None:
-    data = DataDir(tmp_path / "data")
-    with data.claimed():
-        for number, content in ((1, ""), (3, "a charge")):
-            data.journal(number).mkdir(parents=True)
-            (data.journal(number) / "journal").write_text(content)
-        assert data.waiting_journals() == [3]
 
 
 def test_a_directory_of_another_layout_is_refused(tmp_path: Path) -> None:
