@@ -1,6 +1,7 @@
 """`python -m darktree_billing`: the billing service, as its environment says."""
 
 from darktree_billing.app import make_app
+from darktree_billing.plans import PlansError
 from darktree_billing.settings import Settings
 from darktree_kit import logs, server
 
@@ -8,7 +9,11 @@ from darktree_kit import logs, server
 def main() -> None:
     settings = Settings()
     logs.configure("billing", settings.log_level)
-    server.serve(make_app(settings), [server.listen(settings.host, settings.port)])
+    try:
+        app = make_app(settings)
+    except PlansError as error:
+        raise SystemExit(f"billing does not start: {error}") from None
+    server.serve(app, [server.listen(settings.host, settings.port)])
 
 
 if __name__ == "__main__":

@@ -137,6 +137,10 @@ async def _apply(ledger: LedgerClient, operation: Operation, names: dict[str, st
             raise OperationConflict(
                 f"This id was used before with another {field}.", param=field
             ) from conflict
+    if result.reason == "failed":
+        raise BadRequest(
+            "The ledger cannot apply this: a balance would be out of range.", code="out_of_range"
+        )
     if result.outcome != "done":
         raise Unavailable(f"The ledger refused the operation: {result.reason}.")
     return result

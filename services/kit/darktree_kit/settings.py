@@ -9,7 +9,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 def prefixed(service: str) -> SettingsConfigDict:
     """Return the configuration of a service's settings: environment variables `DARKTREE_<SERVICE>_<FIELD>`."""
-    return SettingsConfigDict(env_prefix=f"DARKTREE_{service.upper()}_", extra="ignore", frozen=True)
+    return SettingsConfigDict(
+        env_prefix=f"DARKTREE_{service.upper()}_",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,  # the input of "field required" is every other setting, secrets and all
+    )
 
 
 class ServiceSettings(BaseSettings):
