@@ -4,19 +4,20 @@ import threading
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import psycopg
 import pytest
 import uvicorn
-from darktree_kit import migrate, server
-from darktree_ledger.app import make_app as make_ledger_app
-from darktree_ledger.settings import Settings as LedgerSettings
 from psycopg import sql
 from pydantic import SecretStr
 from starlette.types import ASGIApp
+
+from darktree_kit import migrate, server
+from darktree_ledger.app import make_app as make_ledger_app
+from darktree_ledger.settings import Settings as LedgerSettings
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -124,6 +125,12 @@ def serve() -> Iterator[Callable[[ASGIApp], str]]:
     """Serves any number of applications for as long as the test runs."""
     with ExitStack() as stack:
         yield lambda app: stack.enter_context(serving(app))
+
+
+@pytest.fixture(scope="session")
+def serving_context() -> Callable[[ASGIApp], AbstractContextManager[str]]:
+    """Serves an application for as long as a `with` lasts: for fixtures that outlive one test."""
+    return serving
 
 
 @pytest.fixture
