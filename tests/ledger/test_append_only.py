@@ -9,13 +9,13 @@ TABLES = ("account", "day_usage", "hold", "operation", "cap_change", "entry")
 INSERT_ONLY = ("operation", "cap_change", "entry")
 
 
-@pytest.fixture
-def used_ledger(ledger: Any, build: Any) -> Any:
-    ledger.customer("acme")
+@pytest.fixture(scope="module")
+def used_ledger(shared_ledger: Any, build: Any) -> Any:
+    shared_ledger.customer("acme")
     placed = build.hold("acme", 10, 20)
-    ledger.one(placed)
-    ledger.one(build.settle(placed, 10, 20))
-    return ledger
+    shared_ledger.one(placed)
+    shared_ledger.one(build.settle(placed, 10, 20))
+    return shared_ledger
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -59,8 +59,7 @@ def test_the_services_role_cannot_become_more_than_it_is(used_ledger: Any, state
 def test_even_the_superuser_meets_the_triggers(
     used_ledger: Any, table: str, replica: bool, statement: str
 ) -> None:
-    if replica:
-        used_ledger.admin.execute("SET session_replication_role = replica")
+    used_ledger.admin.execute(f"SET session_replication_role = {'replica' if replica else 'origin'}")
     with pytest.raises(psycopg.errors.InsufficientPrivilege, match="append-only"):
         used_ledger.admin.execute(statement.format(table))
 

@@ -33,7 +33,7 @@ class Callers:
 def require(*names: str) -> Any:
     """Return a dependency that admits only these callers and gives the caller's name."""
 
-    def check(request: Request) -> str:
+    async def check(request: Request) -> str:  # async: a plain function would run in a thread
         callers: Callers = request.app.state.callers
         name = callers.name_of(request.headers.get("authorization"))
         if name not in names:

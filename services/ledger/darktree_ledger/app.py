@@ -5,27 +5,23 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import date
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
 from fastapi.responses import Response
-from pydantic import ValidationError
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.middleware import Middleware
 
 from darktree_kit.app import create_app
 from darktree_kit.auth import Callers, require
 from darktree_kit.db import Database, Session
-from darktree_kit.errors import ApiError, BadRequest, Forbidden, TooLarge, Unavailable
 from darktree_kit.openapi import refusals
-from darktree_ledger import accounts, invariants, metrics, operations
+from darktree_ledger import accounts, batches, invariants, operations
+from darktree_ledger.batches import DATABASE_AWAY, Batches, away
 from darktree_ledger.schemas import (
     MAX_PAGE,
-    OPERATIONS,
-    RESULTS,
     AccountView,
     CapChangeView,
     CheckReport,
@@ -33,21 +29,14 @@ from darktree_ledger.schemas import (
     DayView,
     EntryPage,
     EntryView,
-    Operation,
     Show,
 )
 from darktree_ledger.settings import Settings
 
-MAX_BODY_BYTES = 2 * 1024 * 1024
 PREPARE_MONTHS_INTERVAL_SECONDS = 24 * 3600.0
 REAP_INTERVAL_SECONDS = 15.0
 MAX_REAPED_CUSTOMERS = 500
 
-# Which operations each caller may send: the gateway meters, billing grants and opens.
-_VERBS = {
-    "gateway": frozenset({"hold", "renew", "settle", "void", "show"}),
-    "billing": frozenset({"open", "grant", "cap", "show"}),
-}
 _log = logging.getLogger(__name__)
 _Caller = Annotated[str, Depends(require("gateway", "billing"))]
 _CustomerId = Annotated[CustomerId, Path()]
@@ -72,7 +61,13 @@ def make_app(settings: Settings) -> FastAPI:
         await asyncio.gather(*chores, return_exceptions=True)
         await database.close()
 
-    app = create_app("ledger", lifespan=lifespan, title="Darktree ledger", description=__doc__ or "")
+    app = create_app(
+        "ledger",
+        lifespan=lifespan,
+        title="Darktree ledger",
+        description=__doc__ or "",
+        middleware=[Middleware(Batches)],
+    )
     app.state.callers = Callers(
         {
             "gateway": settings.gateway_token.get_secret_value(),
@@ -80,23 +75,10 @@ def make_app(settings: Settings) -> FastAPI:
         }
     )
     app.include_router(router, responses=refusals(400, 401, 403, 404, 413, 503))
-    app.add_exception_handler(DBAPIError, _answer_database_away)
-    app.add_exception_handler(PoolTimeoutError, _answer_database_away)
-    _describe_operations(app)
+    for kind in DATABASE_AWAY:
+        app.add_exception_handler(kind, _answer_database_away)
+    batches.describe(app)
     return app
-
-
-@router.post(
-    "/operations", summary="Apply operations, in order and in one transaction, with one result for each"
-)
-async def apply_operations(request: Request, caller: _Caller) -> Response:
-    batch = _parse(await _body(request))
-    for operation in batch:
-        if operation.op not in _VERBS[caller]:
-            raise Forbidden(f"{caller} may not {operation.op}.", param="op")
-    results = await operations.apply(request.app.state.database, batch)
-    metrics.BATCH_OPERATIONS.observe(len(batch))
-    return Response(results, media_type="application/json")
 
 
 @router.get("/accounts/{customer_id}")
@@ -140,29 +122,8 @@ async def check(session: Session, _: Annotated[str, Depends(require("billing"))]
     return await invariants.check(session)
 
 
-async def _body(request: Request) -> bytes:
-    content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > MAX_BODY_BYTES:
-            raise TooLarge(f"A batch may have at most {MAX_BODY_BYTES} bytes.")
-    return bytes(content)
-
-
-def _parse(content: bytes) -> list[Operation]:
-    # By pydantic's own JSON parser: strict about types, and a tenth of the cost of a framework's body.
-    try:
-        return OPERATIONS.validate_json(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or None
-        message = f"{place or 'body'}: {first['msg']}"
-        raise BadRequest(message, param=place, code="invalid_value") from error
-
-
 async def _answer_database_away(_: Request, error: Exception) -> Response:
-    _log.warning("the database did not answer", extra={"error": str(error)[:500]})
-    refusal: ApiError = Unavailable("The ledger's database is away.", headers={"Retry-After": "1"})
+    refusal = away(error)
     return Response(
         orjson.dumps(refusal.body()),
         refusal.answer_status,
@@ -200,26 +161,3 @@ async def release_expired(database: Database) -> None:
         customer_ids = rows.all()
     if customer_ids:
         await operations.apply(database, [Show(customer_id=customer_id) for customer_id in customer_ids])
-
-
-def _describe_operations(app: FastAPI) -> None:
-    """Put the batch's body and results, which FastAPI never sees as types, into the OpenAPI description."""
-    describe = app.openapi
-
-    def with_operations() -> dict[str, Any]:
-        schema = describe()
-        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-        place = schema["paths"]["/v1/operations"]["post"]
-        for name, adapter in (("Operations", OPERATIONS), ("Results", RESULTS)):
-            described = adapter.json_schema(ref_template="#/components/schemas/{model}")
-            schemas.update(described.pop("$defs", {}))
-            schemas[name] = described
-        place["requestBody"] = {"required": True, "content": _content("Operations")}
-        place["responses"]["200"] = {"description": "One result for each.", "content": _content("Results")}
-        return schema
-
-    app.openapi = with_operations  # type: ignore[method-assign]
-
-
-def _content(name: str) -> dict[str, Any]:
-    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}

@@ -487,24 +487,33 @@ BEGIN
         new_days := array_append(new_days, d);
     END IF;
 
-    INSERT INTO hold SELECT * FROM unnest(new_holds);
-    UPDATE hold x SET
-        state = y.state, expires_at = y.expires_at, resolved_at = y.resolved_at, entry_id = y.entry_id,
-        entry_seq = y.entry_seq, used_prompt_tokens = y.used_prompt_tokens,
-        used_completion_tokens = y.used_completion_tokens, outcome = y.outcome, charged_tokens = y.charged_tokens,
-        absorbed_tokens = y.absorbed_tokens, charged_nanos = y.charged_nanos
-    FROM unnest(done_holds) y WHERE x.hold_id = y.hold_id;
-    INSERT INTO entry SELECT * FROM unnest(new_entries);
-    UPDATE account x SET
-        balance_nanos = y.balance_nanos, held_nanos = y.held_nanos, cap_tokens = y.cap_tokens, today = y.today,
-        seq = y.seq, head = y.head
-    FROM unnest(new_accounts) y WHERE x.customer_id = y.customer_id;
-    INSERT INTO day_usage SELECT * FROM unnest(new_days)
-    ON CONFLICT (customer_id, day) DO UPDATE SET
-        cap_tokens = excluded.cap_tokens, requests = excluded.requests, prompt_tokens = excluded.prompt_tokens,
-        completion_tokens = excluded.completion_tokens, amount_nanos = excluded.amount_nanos,
-        held_tokens = excluded.held_tokens, absorbed_tokens = excluded.absorbed_tokens,
-        refused_requests = excluded.refused_requests;
+    -- Each statement costs its start even when it has nothing to do, and most batches are small.
+    IF cardinality(new_holds) > 0 THEN
+        INSERT INTO hold SELECT * FROM unnest(new_holds);
+    END IF;
+    IF cardinality(done_holds) > 0 THEN
+        UPDATE hold x SET
+            state = y.state, expires_at = y.expires_at, resolved_at = y.resolved_at, entry_id = y.entry_id,
+            entry_seq = y.entry_seq, used_prompt_tokens = y.used_prompt_tokens,
+            used_completion_tokens = y.used_completion_tokens, outcome = y.outcome,
+            charged_tokens = y.charged_tokens, absorbed_tokens = y.absorbed_tokens, charged_nanos = y.charged_nanos
+        FROM unnest(done_holds) y WHERE x.hold_id = y.hold_id;
+    END IF;
+    IF cardinality(new_entries) > 0 THEN
+        INSERT INTO entry SELECT * FROM unnest(new_entries);
+    END IF;
+    IF cardinality(new_accounts) > 0 THEN
+        UPDATE account x SET
+            balance_nanos = y.balance_nanos, held_nanos = y.held_nanos, cap_tokens = y.cap_tokens, today = y.today,
+            seq = y.seq, head = y.head
+        FROM unnest(new_accounts) y WHERE x.customer_id = y.customer_id;
+        INSERT INTO day_usage SELECT * FROM unnest(new_days)
+        ON CONFLICT (customer_id, day) DO UPDATE SET
+            cap_tokens = excluded.cap_tokens, requests = excluded.requests, prompt_tokens = excluded.prompt_tokens,
+            completion_tokens = excluded.completion_tokens, amount_nanos = excluded.amount_nanos,
+            held_tokens = excluded.held_tokens, absorbed_tokens = excluded.absorbed_tokens,
+            refused_requests = excluded.refused_requests;
+    END IF;
 
     RETURN (SELECT json_strip_nulls(json_agg(x ORDER BY x.position)) FROM unnest(results) x)::text;
 END $$;
