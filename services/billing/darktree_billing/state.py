@@ -1,4 +1,7 @@
-"""What endpoints take from the application: the ledger, the plans in use, the peppers."""
+"""What endpoints take from the application: the ledger, the plans in use, the peppers.
+
+Async, though nothing is awaited: FastAPI would run a plain function in a thread.
+"""
 
 from typing import Annotated
 
@@ -9,17 +12,17 @@ from darktree_billing.plans import PlansFile
 from darktree_ledger.client import LedgerClient
 
 
-def _ledger(request: Request) -> LedgerClient:
+async def _ledger(request: Request) -> LedgerClient:
     ledger: LedgerClient = request.app.state.ledger
     return ledger
 
 
-def _plans_file(request: Request) -> PlansFile:
+async def _plans_file(request: Request) -> PlansFile:
     plans_file: PlansFile = request.app.state.plans_file
     return plans_file
 
 
-def _peppers(request: Request) -> Peppers:
+async def _peppers(request: Request) -> Peppers:
     peppers: Peppers = request.app.state.peppers
     return peppers
 
