@@ -22,10 +22,19 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = False
 
 
+class FunctionCall(BaseModel):
+    name: str
+    arguments: str | dict[str, Any] | None = None
+
+
+class ToolCall(BaseModel):
+    function: FunctionCall
+
+
 class Message(BaseModel):
     role: str
     content: str | list[dict[str, Any]] | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class SamplingFields(BaseModel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +26,8 @@ def chat_prompt(request: ChatRequest | TokenizeRequest, model: str) -> str:
     plain = [_plain(message, model) for message in messages]
     try:
         text = tokenizer.render_chat(plain, tools, request.add_generation_prompt)
-    except (KeyError, json.JSONDecodeError) as error:
+    except ValueError as error:
+        # Arguments of a call that are no JSON.
         raise bad_request(str(error)) from None
     if request.continue_final_message:
         text = text.removesuffix(f"{tokenizer.MESSAGE_END}\n")
@@ -99,7 +99,8 @@ def _plain(message: Message, model: str) -> dict[str, Any]:
     content = message.content
     if isinstance(content, list):
         content = "\n".join(_part_text(part, model) for part in content)
-    return {"role": role, "content": content or "", "tool_calls": message.tool_calls}
+    calls = [call.model_dump() for call in message.tool_calls or ()]
+    return {"role": role, "content": content or "", "tool_calls": calls}
 
 
 def _part_text(part: dict[str, Any], model: str) -> str:

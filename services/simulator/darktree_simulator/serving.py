@@ -56,6 +56,10 @@ class LiveResponse(Response):
         except EngineError as error:
             await _send_json(send, error.status, orjson.dumps(error.body))
             return
+        except _ConnectionCutError:
+            # Without a head the server would answer 500 in its own words; a body that never comes is a broken answer.
+            await send({"type": "http.response.start", "status": HTTPStatus.OK, "headers": _head(length=1)})
+            raise
         await _send_json(send, HTTPStatus.OK, self._answer.whole())
 
     async def _send_stream(self, send: Send) -> None:
@@ -102,9 +106,12 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def _send_json(send: Send, status: int, body: bytes) -> None:
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": _head(len(body))})
     await _send_end(send, body)
+
+
+def _head(length: int) -> list[tuple[bytes, bytes]]:
+    return [(b"content-type", b"application/json"), (b"content-length", b"%d" % length)]
 
 
 async def _send_part(send: Send, body: bytes) -> None:
