@@ -2,24 +2,35 @@
 
 from collections.abc import Mapping
 
-import psycopg
 import typer
-from sqlalchemy.exc import SQLAlchemyError
 
 from darktree_cli.output import Output, OutputOption, show
 from darktree_cli.settings import Settings
-from darktree_kit.migrate import allow_login, upgrade
 
 SCHEMAS = ("ledger", "billing")
-ERRORS = (SQLAlchemyError, psycopg.Error, ValueError)  # what keeps a database from being migrated
+
+
+class MigrationFailed(Exception):
+    """The database could not be migrated; the message says why."""
 
 
 def migrate(database_url: str, passwords: Mapping[str, str]) -> None:
-    """Migrate every schema; then let each runtime role that has a password here log in with it."""
-    for schema in SCHEMAS:
-        upgrade(database_url, f"darktree_{schema}", schema=schema)
-    for role, password in passwords.items():
-        allow_login(database_url, role, password)
+    """Migrate every schema; then let each runtime role that has a password here log in with it.
+
+    Raises MigrationFailed.
+    """
+    import psycopg  # a second together, which no other command shall pay
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from darktree_kit.migrate import allow_login, upgrade
+
+    try:
+        for schema in SCHEMAS:
+            upgrade(database_url, f"darktree_{schema}", schema=schema)
+        for role, password in passwords.items():
+            allow_login(database_url, role, password)
+    except (SQLAlchemyError, psycopg.Error, ValueError) as error:
+        raise MigrationFailed(f"The database could not be migrated: {str(error).splitlines()[0]}") from error
 
 
 def command(output: OutputOption = Output.TABLE) -> None:
@@ -38,8 +49,8 @@ def command(output: OutputOption = Output.TABLE) -> None:
     passwords = {role: secret.get_secret_value() for role, secret in given.items() if secret is not None}
     try:
         migrate(settings.database_url.get_secret_value(), passwords)
-    except ERRORS as error:
-        typer.echo(f"darktree: {str(error).splitlines()[0]}", err=True)
+    except MigrationFailed as error:
+        typer.echo(f"darktree: {error}", err=True)
         raise typer.Exit(1) from error
     answer = {"schemas": list(SCHEMAS), "roles_with_login": sorted(passwords)}
     rows = [(schema, "up to date", f"darktree_{schema}" in passwords) for schema in SCHEMAS]

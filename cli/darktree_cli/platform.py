@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from signal import SIGTERM, Signals
-
-from sqlalchemy import make_url
+from urllib.parse import quote, urlsplit
 
 from darktree_cli.lanes import TIERS, Lane, served_lanes
 from darktree_cli.state import DataDir, Secrets
@@ -119,7 +118,9 @@ def vllm(lane: Lane, port: int, argv: list[str], env: Mapping[str, str]) -> Proc
 
 def as_role(database_url: str, role: str, password: str) -> str:
     """Return the database's URL for a runtime role."""
-    return make_url(database_url).set(username=role, password=password).render_as_string(hide_password=False)
+    parts = urlsplit(database_url)
+    server = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{quote(role, safe='')}:{quote(password, safe='')}@{server}").geturl()
 
 
 def _engine(

@@ -4,7 +4,6 @@ from types import TracebackType
 from typing import Self
 
 from darktree_cli.platform import Process, Stage
-from darktree_kit.db import Database
 from darktree_kit.errors import ApiError
 from darktree_kit.http import InternalClient
 
@@ -25,6 +24,8 @@ async def problem_of_url(url: str, path: str) -> str | None:
 
 async def problem_of_database(url: str) -> str | None:
     """Return why a database cannot be used, or None."""
+    from darktree_kit.db import Database  # half a second, which no other command shall pay
+
     try:
         database = Database(url, pool_size=1)
     except ValueError as error:

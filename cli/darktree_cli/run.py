@@ -13,7 +13,7 @@ from darktree_billing.client import AdminClient
 from darktree_cli import demo, migrations
 from darktree_cli.platform import Plan, Process, Stage
 from darktree_cli.probes import Probes
-from darktree_cli.processes import StartFailed, Supervisor
+from darktree_cli.processes import Supervisor
 from darktree_cli.state import DataDir, PlatformRecord, write_private
 from darktree_cli.version import VERSION
 from darktree_kit import clock
@@ -38,7 +38,7 @@ class Run:
     async def until_stopped(self) -> None:
         """Start everything, serve until a signal asks to stop, and stop everything.
 
-        Raises StartFailed, and ApiError when the demo customer cannot be made.
+        Raises StartFailed, MigrationFailed, and ApiError when the demo customer cannot be made.
         """
         asked = asyncio.Event()
         async with AsyncExitStack() as stack:
@@ -62,7 +62,7 @@ class Run:
         self._start(Stage.DATABASE, Stage.ENGINE)
         await self._until_ready(Stage.DATABASE)
         self._say("migrating the database")
-        await self._migrate()
+        await asyncio.to_thread(migrations.migrate, self._plan.database_url, self._secrets.role_passwords())
         self._start(Stage.LEDGER, Stage.BILLING, Stage.GATEWAY)
         await self._until_ready(Stage.ENGINE, Stage.LEDGER, Stage.BILLING, Stage.GATEWAY)
         key = await self._demo_key()
@@ -70,14 +70,6 @@ class Run:
             self._write_ready_file(self._ready_file, key)
         seconds = clock.monotonic() - self._started_at
         typer.echo(demo.welcome(self._plan.base_url, key, self._plan.demo_model, seconds))
-
-    async def _migrate(self) -> None:
-        try:
-            await asyncio.to_thread(
-                migrations.migrate, self._plan.database_url, self._secrets.role_passwords()
-            )
-        except migrations.ERRORS as error:
-            raise StartFailed(f"The database could not be migrated: {str(error).splitlines()[0]}") from error
 
     async def _down(self) -> None:
         self._say("stopping (Ctrl-C again kills)")

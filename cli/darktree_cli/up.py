@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from darktree_cli import engines, postgres, processes
+from darktree_cli import engines, migrations, postgres, processes
 from darktree_cli.lanes import LaneError, read_lanes
 from darktree_cli.platform import MAX_GATEWAYS, PUBLIC_PORT, Plan, Process, Stage, Wanted, plan, port_names
 from darktree_cli.ports import Ports, PortTaken
@@ -35,6 +35,7 @@ _PREVENTED = (
     engines.EngineError,
     postgres.PostgresError,
     processes.StartFailed,
+    migrations.MigrationFailed,
     ApiError,
 )
 

@@ -131,11 +131,16 @@ def test_a_process_that_is_killed_is_started_again_and_requests_are_served(
 ) -> None:
     before = platform.pid(name)
     os.kill(before, signal.SIGKILL)
-    eventually(lambda: platform.pid(name) != before, f"{name} is started again")
-    eventually(lambda: platform.command("doctor").returncode == 0, f"{name} is well")
+    eventually(lambda: f"{name} is back" in platform.err.read_text(), f"{name} is back")
+    assert platform.pid(name) != before
+    assert f"{name} was killed by SIGKILL; starting it again" in platform.err.read_text()
     eventually(lambda: ask(platform).status_code == 200, "a request is served")
-    told = platform.err.read_text()
-    assert f"{name} was killed by SIGKILL; starting it again" in told
+
+
+def test_after_every_process_was_killed_the_doctor_and_the_ledger_find_all_well(
+    platform: Running, eventually: Eventually
+) -> None:
+    eventually(lambda: platform.command("doctor").returncode == 0, "all is well")
     assert platform.json("ledger", "check")["problems"] == []
 
 
