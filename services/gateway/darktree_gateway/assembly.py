@@ -98,7 +98,7 @@ class Assembly:
             index = piece["index"]
             choice = self._choices.get(index)
             if choice is None:
-                choice = self._choices[index] = _Choice()
+                choice = self._choices[index] = _Choice(bool(self._ask.body.get("return_token_ids")))
             choice.add(piece)
             if used is not None:
                 if self._single:
@@ -110,7 +110,8 @@ class Assembly:
 class _Choice:
     """One answer as it grows."""
 
-    def __init__(self) -> None:
+    def __init__(self, with_ids: bool) -> None:
+        self._with_ids = with_ids  # an echo streams the prompt's ids even where a plain answer would not
         self.finish_reason: str | None = None
         self._stop_reason: int | str | None = None
         self._role = "assistant"
@@ -131,7 +132,7 @@ class _Choice:
             for name in _LOGPROB_LISTS:
                 if logprobs.get(name) is not None:
                     self._logprobs.setdefault(name, []).extend(logprobs[name])
-        for name in ("token_ids", "prompt_token_ids"):
+        for name in ("token_ids", "prompt_token_ids") if self._with_ids else ():
             if piece.get(name) is not None:
                 self._ids.setdefault(name, []).extend(piece[name])
         if piece.get("finish_reason") is not None:

@@ -46,12 +46,14 @@ class Authenticator:
         *,
         key_seconds: float,
         unknown_key_seconds: float,
+        max_keys: int = MAX_CACHED_KEYS,
         now: Monotonic = monotonic,
         clock: Clock = utc_now,
     ) -> None:
         self._verify = verify
         self._key_seconds = key_seconds
         self._unknown_key_seconds = unknown_key_seconds
+        self._max_keys = max_keys
         self._now = now
         self._clock = clock
         self._answers: dict[str, _Answer] = {}
@@ -112,7 +114,7 @@ class Authenticator:
                 seconds = min(seconds, (key.expires_at - self._clock()).total_seconds())
             answer = _Answer(Caller(key.customer_id, key.key_id), asked + seconds)
         self._answers.pop(digest, None)
-        while len(self._answers) >= MAX_CACHED_KEYS:
+        while len(self._answers) >= self._max_keys:
             self._answers.pop(next(iter(self._answers)))  # the one asked longest ago
         self._answers[digest] = answer
         return answer

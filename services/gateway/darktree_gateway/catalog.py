@@ -14,6 +14,7 @@ from darktree_kit.clock import Monotonic, monotonic
 from darktree_kit.errors import ApiError
 
 MAX_AGE_SECONDS = 60.0
+RETRY_SECONDS = 0.5  # billing often starts beside the gateway, which serves nothing before it knows prices
 _log = logging.getLogger(__name__)
 
 
@@ -43,6 +44,7 @@ class Prices:
         while True:
             try:
                 await self.refresh()
+                await asyncio.sleep(every_seconds)
             except (ApiError, ValueError) as error:
                 _log.warning("prices could not be read", extra={"error": str(error)[:200]})
-            await asyncio.sleep(every_seconds)
+                await asyncio.sleep(min(every_seconds, RETRY_SECONDS))

@@ -69,8 +69,9 @@ def _decode_line(line: bytes) -> Settle | None:
 class Journal:
     """One process' part of a directory of journals."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, max_bytes: int = MAX_JOURNAL_BYTES) -> None:
         self._directory = directory
+        self._max_bytes = max_bytes
         directory.mkdir(parents=True, exist_ok=True)
         self._file: _OwnFile | None = None
         self._sealed: list[_OwnFile] = []
@@ -116,8 +117,8 @@ class Journal:
                     future.set_result(None)
 
     def _append_now(self, data: bytes) -> None:
-        if self.size_bytes + len(data) > MAX_JOURNAL_BYTES:
-            raise OSError(f"the journal is full: it may have {MAX_JOURNAL_BYTES} bytes")
+        if self.size_bytes + len(data) > self._max_bytes:
+            raise OSError(f"the journal is full: it may have {self._max_bytes} bytes")
         if self._file is None:
             self._file = _OwnFile.create(self._directory)
         try:
@@ -145,8 +146,8 @@ class Journal:
                 await self._bury([(line.decode("latin-1"), "unreadable") for line in strange])
             for start in range(0, len(operations), MAX_REPLAY_BATCH):
                 replayed += await self._apply(operations[start : start + MAX_REPLAY_BATCH], apply_batch)
-            await asyncio.to_thread(file.remove)
             self._sealed.pop(0)
+            await asyncio.to_thread(file.remove)
             metrics.JOURNAL_BYTES.set(self.size_bytes)
         return replayed
 

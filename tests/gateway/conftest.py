@@ -1,0 +1,413 @@
+"""The gateway on a real socket, before the real ledger, real billing and a simulated lane; and engines by script."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+import orjson
+import psycopg
+import pytest
+import yaml
+from pydantic import SecretStr
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from darktree_billing.app import make_app as make_billing_app
+from darktree_billing.settings import Settings as BillingSettings
+from darktree_gateway.app import make_app
+from darktree_gateway.settings import Settings
+from darktree_ledger.app import make_app as make_ledger_app
+from darktree_ledger.settings import Settings as LedgerSettings
+from darktree_simulator.app import make_app as make_simulator_app
+from darktree_simulator.settings import Settings as SimulatorSettings
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+ADMIN_TOKEN = "admin-token-of-the-tests"
+MODEL = "qwen25-14b-awq"
+SCRIPTED_MODEL = "qwen25-32b-awq"
+CONTEXT_LENGTH = 4096
+PAUSE = "the engine waits for the test to say `go`"
+DEADLINE_SECONDS = 10.0
+
+Serving = Callable[[ASGIApp], AbstractContextManager[str]]
+
+
+class Database(Protocol):
+    admin_url: str
+
+    def url_as(self, role: str) -> str: ...
+
+
+def until(condition: Callable[[], Any], what: str = "the condition") -> Any:
+    """Return the first true value of a condition, asked until a deadline."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what} did not come true"
+        time.sleep(0.01)
+    return value
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., Any]:
+    return until
+
+
+class Wire:
+    """A TCP forwarder that can be cut: to everybody behind it the service has then gone away."""
+
+    def __init__(self, url: str) -> None:
+        self._target = ("127.0.0.1", int(url.rpartition(":")[2]))
+        self._sockets: set[socket.socket] = set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._whole = True
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        self._whole = False
+        for end in list(self._sockets):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def mend(self) -> None:
+        self._whole = True
+
+    def close(self) -> None:
+        self.cut()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            if not self._whole:
+                near.close()
+                continue
+            far = socket.create_connection(self._target)
+            self._sockets |= {near, far}
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_RDWR)
+
+
+@dataclass
+class ScriptedEngine:
+    """An engine that says exactly what a test writes down."""
+
+    url: str = ""
+    status: int = 200
+    answer: Any = None
+    events: list[bytes] = field(default_factory=list)
+    end: str = "end"  # or "break": the connection breaks; or "stall": silence until the client leaves
+    go: threading.Event = field(default_factory=threading.Event)
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    counted: list[dict[str, Any]] = field(default_factory=list)
+    count: int = 10
+    left: int = 0
+
+    def say(self, *events: str | Mapping[str, Any], end: str = "end") -> None:
+        self.status, self.answer, self.end = 200, None, end
+        texts = [event if isinstance(event, str) else orjson.dumps(event).decode() for event in events]
+        self.events = [b"" if text == PAUSE else f"data: {text}\n\n".encode() for text in texts]
+        self.go.clear()
+
+    def refuse(self, status: int, answer: Any) -> None:
+        self.status, self.answer = status, answer
+
+    def app(self) -> Starlette:
+        async def generate(request: Request) -> Response:
+            self.bodies.append(orjson.loads(await request.body()))
+            if self.answer is not None:
+                return Response(orjson.dumps(self.answer), self.status, media_type="application/json")
+            return StreamingResponse(self._events(request), media_type="text/event-stream")
+
+        async def tokenize(request: Request) -> Response:
+            self.counted.append(orjson.loads(await request.body()))
+            return Response(
+                orjson.dumps({"count": self.count, "max_model_len": CONTEXT_LENGTH, "tokens": []})
+            )
+
+        async def exposition(_: Request) -> Response:
+            return Response(
+                'vllm:prompt_tokens_total{model_name="m"} 7.0\nvllm:generation_tokens_total 5.0\n'
+            )
+
+        return Starlette(
+            routes=[
+                Route("/v1/chat/completions", generate, methods=["POST"]),
+                Route("/v1/completions", generate, methods=["POST"]),
+                Route("/tokenize", tokenize, methods=["POST"]),
+                Route("/metrics", exposition),
+            ]
+        )
+
+    async def _events(self, request: Request) -> AsyncIterator[bytes]:
+        try:
+            for event in list(self.events):
+                while not event and not self.go.is_set():
+                    await asyncio.sleep(0.005)
+                yield event
+            if self.end == "break":
+                raise ConnectionResetError("as the test wants it")
+            while self.end == "stall":
+                await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            self.left += 1
+            raise
+
+
+@dataclass
+class Customer:
+    id: str
+    key: str
+    client: httpx.Client
+
+    def chat(self, text: str = "Tell me of trees.", **options: Any) -> httpx.Response:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": text}]} | options
+        return self.client.post("/v1/chat/completions", json=body)
+
+    def complete(self, prompt: Any = "Once upon", **options: Any) -> httpx.Response:
+        return self.client.post("/v1/completions", json={"model": MODEL, "prompt": prompt} | options)
+
+    def credits(self) -> dict[str, Any]:
+        answer = self.client.get("/v1/credits")
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def usage(self, **params: Any) -> list[dict[str, Any]]:
+        answer = self.client.get("/v1/usage", params=params)
+        assert answer.status_code == 200, answer.text
+        charges: list[dict[str, Any]] = answer.json()["data"]
+        return charges
+
+
+@dataclass
+class Platform:
+    """A gateway and everything behind it."""
+
+    gateway_url: str
+    ledger: Wire
+    billing: Wire
+    simulator_url: str
+    engine: ScriptedEngine
+    lanes_file: Path
+    journal_dir: Path
+    settings: Settings
+    database: Database
+    stack: ExitStack
+    serving: Serving
+
+    def admin(self, method: str, path: str, **options: Any) -> Any:
+        url = f"http://127.0.0.1:{self.billing_port}/admin{path}"
+        answer = httpx.request(method, url, headers={"Authorization": f"Bearer {ADMIN_TOKEN}"}, **options)
+        assert answer.status_code < 400, answer.text
+        return answer.json()
+
+    billing_port: int = 0
+
+    def customer(self, *, cap_tokens: int = 1_000_000, dollars: str = "100") -> Customer:
+        """Make a customer with credits and a key."""
+        name = f"c-{uuid.uuid4().hex[:12]}"
+        self.admin("POST", "/customers", json={"id": name, "name": "A customer", "plan": "solo"})
+        self.admin("PUT", f"/customers/{name}/cap", json={"cap_tokens": cap_tokens})
+        if dollars != "0":
+            self.admin(
+                "POST", f"/customers/{name}/grants", json={"dollars": dollars, "reason": "for the test"}
+            )
+        return self.client_of(name)
+
+    def client_of(self, customer_id: str, url: str | None = None, **key: Any) -> Customer:
+        made = self.admin("POST", f"/customers/{customer_id}/keys", json=key)
+        client = httpx.Client(
+            base_url=url or self.gateway_url, headers={"Authorization": f"Bearer {made['key']}"}, timeout=30
+        )
+        return Customer(customer_id, made["key"], self.stack.enter_context(client))
+
+    def faults(self, **faults: Any) -> None:
+        """Break the simulated lane, or mend it when nothing is named."""
+        httpx.delete(f"{self.simulator_url}/faults").raise_for_status()
+        if faults:
+            httpx.post(f"{self.simulator_url}/faults", json=faults).raise_for_status()
+
+    def engine_tokens(self) -> tuple[int, int]:
+        """Return what the simulated engine says it has processed: prompt and generated tokens."""
+        from darktree_gateway.reconciliation import total_of
+
+        text = httpx.get(f"{self.simulator_url}/metrics").text
+        names = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total")
+        prompt, generated = (int(total_of(text, name)) for name in names)
+        return prompt, generated
+
+    def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.database.admin_url, autocommit=True) as connection:
+            return connection.execute(statement.encode(), values).fetchall()
+
+    def open_holds(self, customer_id: str) -> int:
+        rows = self.sql(
+            "SELECT count(*) FROM ledger.hold WHERE customer_id = %s AND state = 'open'", customer_id
+        )
+        return int(rows[0][0])
+
+    def another_gateway(self, **changes: Any) -> str:
+        """Serve another gateway, with other settings, until the platform ends; returns its address."""
+        return self.stack.enter_context(self.serving(make_app(self.settings.model_copy(update=changes))))
+
+
+def lane(name: str, model: str, *urls: str, customer: str | None = None) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "tier": "Dedicated" if customer else "Standard",
+        "model": {"servedName": model},
+        "engine": {"kind": "Simulator", "contextLength": CONTEXT_LENGTH},
+    }
+    if customer:
+        spec["customerRef"] = customer
+    return {
+        "apiVersion": "darktree.dev/v1alpha1",
+        "kind": "InferenceLane",
+        "metadata": {"name": name},
+        "spec": spec,
+        "status": {"endpoints": [{"url": url} for url in urls]},
+    }
+
+
+@pytest.fixture(scope="session")
+def make_lane() -> Callable[..., dict[str, Any]]:
+    return lane
+
+
+@pytest.fixture(scope="session")
+def running_platform(
+    make_database: Callable[[], Database], serving_context: Serving, gateway_token: str, billing_token: str
+) -> Callable[[Path], AbstractContextManager[Platform]]:
+    @contextlib.contextmanager
+    def run(folder: Path) -> Iterator[Platform]:
+        database = make_database()
+        with ExitStack() as stack:
+            ledger_app = make_ledger_app(
+                LedgerSettings(
+                    database_url=SecretStr(database.url_as("darktree_ledger")),
+                    gateway_token=SecretStr(gateway_token),
+                    billing_token=SecretStr(billing_token),
+                )
+            )
+            ledger_url = stack.enter_context(serving_context(ledger_app))
+            billing_app = make_billing_app(
+                BillingSettings(
+                    database_url=SecretStr(database.url_as("darktree_billing")),
+                    ledger_url=ledger_url,
+                    ledger_token=SecretStr(billing_token),
+                    gateway_token=SecretStr(gateway_token),
+                    admin_token=SecretStr(ADMIN_TOKEN),
+                    key_pepper=SecretStr("a pepper that only the tests know"),
+                    plans_file=EXAMPLES / "plans.yaml",
+                )
+            )
+            billing_url = stack.enter_context(serving_context(billing_app))
+            simulator = make_simulator_app(
+                SimulatorSettings(models=[MODEL], context_length=CONTEXT_LENGTH, tokens_per_second=0)
+            )
+            simulator_url = stack.enter_context(serving_context(simulator))
+            engine = ScriptedEngine()
+            engine.url = stack.enter_context(serving_context(engine.app()))
+            lanes_file = folder / "lanes.yaml"
+            documents = [lane("standard", MODEL, simulator_url), lane("scripted", SCRIPTED_MODEL, engine.url)]
+            lanes_file.write_text(yaml.safe_dump_all(documents))
+            ledger_wire, billing_wire = Wire(ledger_url), Wire(billing_url)
+            stack.callback(ledger_wire.close)
+            stack.callback(billing_wire.close)
+            settings = Settings(
+                ledger_url=ledger_wire.url,
+                ledger_token=SecretStr(gateway_token),
+                billing_url=billing_wire.url,
+                billing_token=SecretStr(gateway_token),
+                lanes_file=lanes_file,
+                journal_dir=folder / "journal",
+                lanes_seconds=0.05,
+                catalog_seconds=0.5,
+                journal_replay_seconds=0.1,
+                in_flight_wait_seconds=1.0,
+                engine_metrics_interval_seconds=0.2,
+            )
+            gateway_url = stack.enter_context(serving_context(make_app(settings)))
+            until(lambda: httpx.get(f"{gateway_url}/readyz").status_code == 200, "the gateway's readiness")
+            yield Platform(
+                gateway_url=gateway_url,
+                ledger=ledger_wire,
+                billing=billing_wire,
+                simulator_url=simulator_url,
+                engine=engine,
+                lanes_file=lanes_file,
+                journal_dir=settings.journal_dir,
+                settings=settings,
+                database=database,
+                stack=stack,
+                serving=serving_context,
+                billing_port=int(billing_url.rpartition(":")[2]),
+            )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def platform(
+    running_platform: Callable[[Path], AbstractContextManager[Platform]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Platform]:
+    """A platform that a module's tests share: each makes customers of its own."""
+    with running_platform(tmp_path_factory.mktemp("gateway")) as running:
+        yield running
+
+
+@pytest.fixture
+def customer(platform: Platform) -> Customer:
+    return platform.customer()
+
+
+@pytest.fixture
+def engine(platform: Platform) -> ScriptedEngine:
+    """The scripted engine behind the premium model, as new."""
+    platform.engine.bodies.clear()
+    platform.engine.counted.clear()
+    platform.engine.left = 0
+    platform.engine.say("[DONE]")
+    return platform.engine
+
+
+@pytest.fixture(scope="session")
+def events_of() -> Callable[[bytes], list[Any]]:
+    """Decodes a stream into its events; the last is the text [DONE]."""
+
+    def decode(content: bytes) -> list[Any]:
+        events = [event for event in content.split(b"\n\n") if event]
+        assert all(event.startswith(b"data: ") for event in events), events
+        texts = [event[len(b"data: ") :] for event in events]
+        return [text.decode() if text == b"[DONE]" else orjson.loads(text) for text in texts]
+
+    return decode
+
+
+@pytest.fixture(scope="session")
+def awaiting() -> Callable[[Awaitable[Any]], Any]:
+    return lambda awaitable: asyncio.run(awaitable)  # type: ignore[arg-type]
