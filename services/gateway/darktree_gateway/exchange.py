@@ -111,7 +111,7 @@ class Exchange:
         first = True
         while data := await generation.read():
             if first:
-                metrics.FIRST_TOKEN_SECONDS.labels(self._lane.name).observe(monotonic() - self._arrived)
+                metrics.of_lane(self._lane.name).first_token_seconds.observe(monotonic() - self._arrived)
                 first = False
             if out := answer.feed(data):
                 await self._start(self._admitted.account)

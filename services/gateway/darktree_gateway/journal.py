@@ -86,7 +86,7 @@ class Journal:
 
     @property
     def empty(self) -> bool:
-        return not self.size_bytes and not self._waiting
+        return self._file is None and not self._sealed and not self._waiting
 
     async def append(self, operation: Settle) -> None:
         """Make a settlement durable. Raises OSError when it cannot be."""

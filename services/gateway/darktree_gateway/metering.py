@@ -128,8 +128,9 @@ class Metering:
         finally:
             self.running.discard(held)
         metrics.SETTLED.labels(outcome).inc()
-        metrics.METERED_TOKENS.labels(held.lane, "prompt").inc(prompt_tokens)
-        metrics.METERED_TOKENS.labels(held.lane, "completion").inc(completion_tokens)
+        metered = metrics.of_lane(held.lane)
+        metered.prompt_tokens.inc(prompt_tokens)
+        metered.completion_tokens.inc(completion_tokens)
         return result
 
     async def _settle(self, operation: Settle) -> Result | None:

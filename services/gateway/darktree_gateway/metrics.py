@@ -1,5 +1,8 @@
 """The gateway's own metrics. Labels are bounded: lanes, engines and reasons, never customers, models or keys."""
 
+from dataclasses import dataclass
+from functools import cache
+
 from prometheus_client import Counter, Gauge, Histogram
 
 _SECONDS = (
@@ -43,3 +46,23 @@ RENEWALS_REFUSED = Counter(
 JOURNALLED = Counter("darktree_gateway_journalled_total", "Settlements written to the journal.")
 JOURNAL_BYTES = Gauge("darktree_gateway_journal_bytes", "Settlements in this process' journal.")
 DEAD_LETTERS = Counter("darktree_gateway_dead_letters_total", "Settlements that the ledger refused for good.")
+
+
+@dataclass(frozen=True, slots=True)
+class OfLane:
+    """What every request counts, looked up once a lane."""
+
+    prompt_tokens: Counter
+    completion_tokens: Counter
+    first_token_seconds: Histogram
+    in_flight: Gauge
+
+
+@cache
+def of_lane(lane: str) -> OfLane:
+    return OfLane(
+        prompt_tokens=METERED_TOKENS.labels(lane, "prompt"),
+        completion_tokens=METERED_TOKENS.labels(lane, "completion"),
+        first_token_seconds=FIRST_TOKEN_SECONDS.labels(lane),
+        in_flight=IN_FLIGHT.labels(lane),
+    )

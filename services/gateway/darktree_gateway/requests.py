@@ -103,7 +103,8 @@ def _unsupported_media(message: str) -> ApiError:
 def _decode(content: bytes) -> dict[str, Any]:
     try:
         body = orjson.loads(content)
-        orjson.dumps(body)  # nested deeper than can be written again
+        if content.count(b"[") + content.count(b"{") > MAX_DEPTH:
+            orjson.dumps(body)  # perhaps nested deeper than can be written again
     except orjson.JSONDecodeError as error:
         raise BadRequest(
             "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP "

@@ -56,7 +56,7 @@ class Service:
         salt = caller.customer_id if self.separate_prefix_caches else None
         exchange = Exchange(self.metering, self.upstream, ask, lane, admitted, salt, arrived)
         state["log_fields"] |= {"lane": lane.name, "entry_id": str(admitted.held.entry_id)}
-        in_flight = metrics.IN_FLIGHT.labels(lane.name)
+        in_flight = metrics.of_lane(lane.name).in_flight
         in_flight.inc()
         try:
             await exchange.run(state["request_id"], receive, send)
