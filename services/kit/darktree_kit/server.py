@@ -39,6 +39,7 @@ def serve(app: ASGIApp, listeners: Sequence[socket.socket]) -> None:
         access_log=False,
         server_header=False,
         date_header=False,
+        proxy_headers=False,
         lifespan="on",
         loop="uvloop",
         http="httptools",
