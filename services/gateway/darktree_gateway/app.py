@@ -15,14 +15,14 @@ from darktree_gateway.admission import Admission
 from darktree_gateway.auth import Authenticator
 from darktree_gateway.catalog import Prices
 from darktree_gateway.journal import Journal
-from darktree_gateway.lanes import LaneFile
+from darktree_gateway.lanes import LaneFile, LaneTable
 from darktree_gateway.metering import Metering
 from darktree_gateway.reconciliation import EngineCounters
 from darktree_gateway.requests import Endpoint
 from darktree_gateway.serving import Service
 from darktree_gateway.settings import Settings
 from darktree_gateway.upstream import Upstream
-from darktree_kit.app import create_app
+from darktree_kit.app import Readiness, create_app
 from darktree_kit.errors import ApiError, NotFound, Unavailable
 from darktree_ledger.client import LedgerClient
 
@@ -105,7 +105,7 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
     upstream = Upstream(idle_seconds=settings.engine_idle_seconds, token=engine_token)
     lanes = LaneFile(settings.lanes_file)
     prices = Prices(billing.catalog)
-    counters = EngineCounters(lanes, engine_token)
+    counters = EngineCounters(lanes, upstream)
     metering = Metering(
         ledger,
         Journal(settings.journal_dir),
@@ -131,17 +131,13 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         separate_prefix_caches=settings.separate_prefix_caches,
     )
 
-    async def ready() -> None:
-        if not lanes.loaded:
-            raise Unavailable("no lanes could be read yet")
-        prices.model("")
-        metering.check_open()
-        await ledger.ready()
+    def forget_old_engines(table: LaneTable) -> None:
+        upstream.balancer.forget_all_but([endpoint for _, endpoint in table.endpoints()])
 
-    app.state.ready = ready
+    app.state.ready = _readiness(lanes, prices, ledger)
     lanes.poll()
     work: list[Coroutine[Any, Any, None]] = [
-        lanes.watch(settings.lanes_seconds),
+        lanes.watch(settings.lanes_seconds, forget_old_engines),
         prices.watch(settings.catalog_seconds),
         metering.keep_holds(),
         metering.keep_replaying(settings.journal_replay_seconds),
@@ -159,4 +155,20 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         await ledger.close()
         await billing.close()
         await upstream.close()
-        await counters.close()
+
+
+def _readiness(lanes: LaneFile, prices: Prices, ledger: LedgerClient) -> Readiness:
+    """Ready once everything has answered; from then on it is better to say what is missing than not to answer."""
+    started = False
+
+    async def ready() -> None:
+        nonlocal started
+        if started:
+            return
+        if not lanes.loaded:
+            raise Unavailable("no lanes could be read yet")
+        prices.model("")
+        await ledger.ready()
+        started = True
+
+    return ready

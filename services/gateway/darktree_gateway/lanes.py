@@ -5,7 +5,7 @@ The file is read again when it changes. A broken one keeps the last good table: 
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -90,11 +90,12 @@ class LaneFile:
         _log.info("lanes read", extra={"lanes": len(table.lanes), "endpoints": len(table.endpoints())})
         return True
 
-    async def watch(self, every_seconds: float) -> None:
-        """Poll for as long as the task lives."""
+    async def watch(self, every_seconds: float, changed: Callable[[LaneTable], None]) -> None:
+        """Poll for as long as the task lives, telling of each new table."""
         while True:
             await asyncio.sleep(every_seconds)
-            await asyncio.to_thread(self.poll)
+            if await asyncio.to_thread(self.poll):
+                changed(self.table)
 
 
 def parse_lanes(text: str) -> list[Lane]:

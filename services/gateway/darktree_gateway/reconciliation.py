@@ -5,35 +5,24 @@ and never charged.
 """
 
 import asyncio
-import logging
 import re
-
-import aiohttp
 
 from darktree_gateway import metrics
 from darktree_gateway.lanes import LaneFile
+from darktree_gateway.upstream import Upstream
 
-TIMEOUT_SECONDS = 5.0
-MAX_EXPOSITION_BYTES = 8 * 1024 * 1024
 MAX_READS_AT_ONCE = 16
 
 _KINDS = {"prompt": "vllm:prompt_tokens_total", "completion": "vllm:generation_tokens_total"}
-_log = logging.getLogger(__name__)
 
 
 class EngineCounters:
     """Keeps the gauges of every lane's engines."""
 
-    def __init__(self, lanes: LaneFile, token: str = "") -> None:
+    def __init__(self, lanes: LaneFile, upstream: Upstream) -> None:
         self._lanes = lanes
-        self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
-            headers={"Authorization": f"Bearer {token}"} if token else None,
-        )
+        self._upstream = upstream
         self._shown: set[tuple[str, str]] = set()
-
-    async def close(self) -> None:
-        await self._session.close()
 
     async def watch(self, every_seconds: float) -> None:
         """Read for as long as the task lives."""
@@ -52,18 +41,10 @@ class EngineCounters:
         await asyncio.gather(*(self._read(lane, endpoint, places) for lane, endpoint in sorted(endpoints)))
 
     async def _read(self, lane: str, endpoint: str, places: asyncio.Semaphore) -> None:
-        try:
-            async with places, self._session.get(endpoint + "/metrics") as response:
-                response.raise_for_status()
-                content = await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            _log.debug(
-                "an engine's counters could not be read", extra={"lane": lane, "error": str(error)[:200]}
-            )
+        async with places:
+            text = await self._upstream.exposition(endpoint)
+        if text is None:
             return
-        if len(content) > MAX_EXPOSITION_BYTES:
-            return
-        text = content.decode("utf-8", "replace")
         for kind, name in _KINDS.items():
             metrics.ENGINE_TOKENS.labels(lane, endpoint, kind).set(total_of(text, name))
         self._shown.add((lane, endpoint))

@@ -6,6 +6,7 @@ delivered and charged.
 """
 
 import asyncio
+import logging
 from typing import Any
 
 import aiohttp
@@ -22,12 +23,15 @@ from darktree_kit.errors import ApiError
 CONNECT_TIMEOUT_SECONDS = 5.0
 KEEP_ALIVE_SECONDS = 4.0  # less than vLLM's 5, or its closing meets our next request
 COUNT_TIMEOUT_SECONDS = 30.0
+EXPOSITION_TIMEOUT_SECONDS = 5.0
+MAX_EXPOSITION_BYTES = 8 * 1024 * 1024
 MAX_CONNECTIONS = 10_000
 MAX_ERROR_BYTES = 64 * 1024
 MAX_COUNT_BYTES = 32 * 1024 * 1024
 MAX_COUNTS_AT_ONCE = 8
 READ_BUFFER_BYTES = 256 * 1024
 
+_log = logging.getLogger(__name__)
 _PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 _COUNTED_FIELDS = (
     "messages",
@@ -159,11 +163,7 @@ class Upstream:
                     async with response:
                         if response.status != 200:
                             raise await _refusal(response, ask)
-                        content = await response.content.read(MAX_COUNT_BYTES)
-                        while (more := await response.content.read(MAX_COUNT_BYTES)) and len(
-                            content
-                        ) < MAX_COUNT_BYTES:
-                            content += more
+                        content = await _read_bounded(response, MAX_COUNT_BYTES)
                 answer = orjson.loads(content)
                 return int(answer["count"]), int(answer.get("max_model_len") or lane.context_tokens)
             except ApiError:
@@ -173,6 +173,29 @@ class Upstream:
             except Exception as error:
                 unreachable = self._judge(error, lane, engine)
         raise LaneUnavailable
+
+    async def exposition(self, url: str) -> str | None:
+        """Return an engine's own metrics in Prometheus' text format, or None when it does not give them."""
+        timeout = aiohttp.ClientTimeout(total=EXPOSITION_TIMEOUT_SECONDS)
+        try:
+            async with self._session.get(
+                url + "/metrics", headers=self._headers, timeout=timeout
+            ) as response:
+                content = await _read_bounded(response, MAX_EXPOSITION_BYTES)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, EngineError) as error:
+            _log.debug("an engine's counters could not be read", extra={"error": str(error)[:200]})
+            return None
+        return content.decode("utf-8", "replace") if response.status == 200 else None
+
+
+async def _read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """Return a body. Raises EngineError when it is longer than the limit."""
+    content = bytearray()
+    while part := await response.content.readany():
+        content += part
+        if len(content) > limit:
+            raise EngineError
+    return bytes(content)
 
 
 def _count_bodies(ask: Ask) -> list[bytes]:
