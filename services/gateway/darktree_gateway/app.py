@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from darktree_billing.client import BillingClient
@@ -44,7 +44,7 @@ def make_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         title="Darktree",
         description="OpenAI-compatible completions on prepaid credits, with a daily token cap that is a hard stop.",
-        middleware=[Middleware(HotPath, private_port=settings.private_port)],
+        before=[partial(HotPath, private_port=settings.private_port)],
         trust_request_id=False,
     )
     app.include_router(usage.router)
@@ -60,9 +60,6 @@ class HotPath:
         self.private_port = private_port
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
         path = scope["path"]
         endpoint = HOT_PATHS.get(path)
         if endpoint is not None:

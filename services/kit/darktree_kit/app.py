@@ -1,6 +1,7 @@
 """The application that every service is: health, readiness, metrics, and a front that names, logs and times requests.
 
-The front is plain ASGI, so that the gateway's hot path pays for it and for nothing else.
+The front, and the paths that a service answers by plain ASGI, stand before the framework: a hot path pays for them
+and for nothing else.
 """
 
 import logging
@@ -15,7 +16,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from darktree_kit import clock, ids, logs, metrics
@@ -36,28 +36,29 @@ def create_app(
     lifespan: Callable[[FastAPI], AsyncIterator[None]] | Lifespan,
     title: str,
     description: str,
-    middleware: Sequence[Middleware] = (),
+    before: Sequence[Callable[[ASGIApp], ASGIApp]] = (),
     trust_request_id: bool = True,
 ) -> FastAPI:
     """Return a FastAPI application with everything that Darktree's services have in common.
 
     `app.state.ready`, when the lifespan sets it, is awaited by `/readyz`; what it raises is the reason for a 503.
+    `before` wraps the framework, outermost first: plain ASGI that answers some paths itself.
     `trust_request_id` takes the caller's `X-Request-Id`: right inside the platform, wrong at its edge.
     """
-    front = Middleware(Front, service=service, trust_request_id=trust_request_id)
-    app = FastAPI(
+    app = ServiceApp(
         title=title,
         description=description,
         version="0.1.0",
         lifespan=lifespan,  # type: ignore[arg-type]
-        middleware=[front, *middleware],
         docs_url=None,
         redoc_url=None,
     )
+    app.stand_before(service, before, trust_request_id)
     describe_refusals(app)
     app.add_exception_handler(ApiError, _answer_api_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(Exception, _answer_unhandled_error)
 
     @app.get("/healthz", include_in_schema=False)
     async def healthz() -> dict[str, str]:
@@ -82,6 +83,26 @@ def create_app(
     return app
 
 
+class ServiceApp(FastAPI):
+    """FastAPI behind the front. As a middleware the front would stand inside four of the framework's own."""
+
+    def stand_before(
+        self, service: str, before: Sequence[Callable[[ASGIApp], ASGIApp]], trust_request_id: bool
+    ) -> None:
+        """Put the front, and what answers by plain ASGI, before the framework."""
+        app: ASGIApp = super().__call__
+        for wrap in reversed(before):
+            app = wrap(app)
+        self._front = Front(app, service, trust_request_id)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["app"] = self
+            await self._front(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
 class Front:
     """Gives each request an id, answers what escapes, and writes one log line and two metrics."""
 
@@ -91,9 +112,6 @@ class Front:
         self.trust_request_id = trust_request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
         started = clock.monotonic()
         request_id = self._request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
@@ -116,7 +134,7 @@ class Front:
                 raise
             if not isinstance(error, ApiError):
                 _log.exception("unhandled error")
-                error = ApiError("The server had an error while processing your request.")
+                error = _unhandled()
             await answer(error, send_with_id)
         finally:
             self._account(scope, status, clock.monotonic() - started)
@@ -132,11 +150,15 @@ class Front:
     def _account(self, scope: Scope, status: int, seconds: float) -> None:
         route = scope["state"].get("route") or getattr(scope.get("route"), "path", "other")
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
-        metrics.HTTP_REQUESTS.labels(self.service, route, method, status).inc()
-        metrics.HTTP_SECONDS.labels(self.service, route).observe(seconds)
+        metrics.count_request(self.service, route, method, status, seconds)
         if scope["path"] not in _QUIET_PATHS:
-            fields = {"method": method, "route": route, "status": status, "duration_ms": round(seconds * 1000, 3)}
-            _log.info("request", extra=fields | scope["state"].get("log_fields", {}))
+            fields = {
+                "method": method,
+                "route": route,
+                "status": status,
+                "duration_ms": round(seconds * 1000, 3),
+            }
+            logs.event(_log, "request", fields | scope["state"].get("log_fields", {}))
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -158,6 +180,16 @@ async def _answer_api_error(_: Request, error: Exception) -> Response:
     )
 
 
+def _unhandled() -> ApiError:
+    return ApiError("The server had an error while processing your request.")
+
+
+async def _answer_unhandled_error(request: Request, _: Exception) -> Response:
+    return await _answer_api_error(
+        request, _unhandled()
+    )  # the framework raises it again, and the front logs it
+
+
 async def _answer_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first: dict[str, Any] = error.errors()[0]
@@ -169,8 +201,10 @@ async def _answer_validation_error(request: Request, error: Exception) -> Respon
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = error.detail if error.detail != HTTPStatus(error.status_code).phrase else (
-        f"{error.detail}: {request.method} {request.url.path}"
+    message = (
+        error.detail
+        if error.detail != HTTPStatus(error.status_code).phrase
+        else (f"{error.detail}: {request.method} {request.url.path}")
     )
     refusal = ApiError(
         message,

@@ -25,7 +25,9 @@ class InternalClient:
     complete answer came (the call may or may not have taken effect: repeat it with the same id).
     """
 
-    def __init__(self, base_url: str, token: str, *, service: str, timeout: float = CALL_TIMEOUT_SECONDS) -> None:
+    def __init__(
+        self, base_url: str, token: str, *, service: str, timeout: float = CALL_TIMEOUT_SECONDS
+    ) -> None:
         self.service = service
         self._base_url = base_url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}

@@ -37,6 +37,14 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(line, default=str).decode()
 
 
+def event(log: logging.Logger, message: str, fields: dict[str, object]) -> None:
+    """Log named fields at level INFO, and look for no caller in the stack: for lines at every request."""
+    if log.isEnabledFor(logging.INFO):
+        record = logging.LogRecord(log.name, logging.INFO, "", 0, message, None, None)
+        record.__dict__.update(fields)
+        log.handle(record)
+
+
 def configure(service: str, level: str = "INFO") -> None:
     """Send every log line of this process to standard error as JSON."""
     handler = logging.StreamHandler(sys.stderr)

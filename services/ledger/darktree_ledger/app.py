@@ -12,7 +12,6 @@ import orjson
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
 from fastapi.responses import Response
 from sqlalchemy import text
-from starlette.middleware import Middleware
 
 from darktree_kit.app import create_app
 from darktree_kit.auth import Callers, require
@@ -66,7 +65,7 @@ def make_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         title="Darktree ledger",
         description=__doc__ or "",
-        middleware=[Middleware(Batches)],
+        before=[Batches],
     )
     app.state.callers = Callers(
         {

@@ -38,7 +38,7 @@ class Batches:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST":
+        if scope["path"] != PATH or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
         scope["state"]["route"] = PATH
