@@ -141,14 +141,14 @@ def test_a_bound_that_does_not_fit_the_context_is_counted_before_anything_is_hel
     assert (account.counted, len(account.holds), account.holds[0].exact) == (1, 1, True)
 
 
-def test_the_default_shrinks_to_the_context_but_what_was_asked_for_does_not() -> None:
+def test_an_answer_gets_what_the_prompt_leaves_of_the_context() -> None:
     account = Account(cap=100_000, prompt=180)
     messages = [{"role": "user", "content": "x" * 160}]
     assert admit(account, messages=messages).max_tokens == 20
+    assert admit(account, messages=messages, max_tokens=21).max_tokens == 20
     with pytest.raises(ApiError) as caught:
-        admit(account, messages=messages, max_tokens=21)
-    assert caught.value.answer_code == "context_length_exceeded"
-    assert "you requested 201 tokens (180 in the messages, 21 in the completion)" in caught.value.message
+        admit(account, messages=messages, max_tokens=CONTEXT + 1)
+    assert (caught.value.answer_code, caught.value.param) == ("context_length_exceeded", "max_tokens")
     account.prompt = CONTEXT
     with pytest.raises(ApiError, match="resulted in 200 tokens"):
         admit(account, messages=messages)

@@ -160,15 +160,15 @@ def test_the_balance_is_spent_to_the_last_token_it_covers(platform: Any) -> None
     assert 0 <= customer.credits()["balance_nanos"] < 750_000
 
 
-def test_the_prompt_and_the_answer_have_to_fit_into_the_context(customer: Any) -> None:
+def test_the_prompt_has_to_fit_into_the_context_and_the_answer_gets_what_it_leaves(customer: Any) -> None:
     long = customer.chat("x" * 5000, max_tokens=5)
     assert long.status_code == 400
     error = long.json()["error"]
     assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
     assert "maximum context length is 4096 tokens" in error["message"]
-    both = customer.complete("x" * 4000, max_tokens=200)
-    assert both.status_code == 400
-    assert both.json()["error"]["code"] == "context_length_exceeded"
+    cut = customer.complete("x" * 4000, max_tokens=200, ignore_eos=True)
+    assert (cut.status_code, cut.headers["x-darktree-max-tokens"]) == (200, "96")
+    assert cut.json()["choices"][0]["finish_reason"] == "length"
     too_many = customer.chat(max_tokens=10**18)
     assert too_many.status_code == 400
     assert too_many.json()["error"]["code"] == "context_length_exceeded"

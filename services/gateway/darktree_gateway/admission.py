@@ -63,10 +63,10 @@ class Admission:
         """Hold what the request may cost. Raises what refuses it, with the account's limits in its headers."""
         self._metering.check_open()
         each = ask.max_tokens if ask.max_tokens is not None else model.default_completion_tokens
-        if ask.max_tokens is not None and ask.max_tokens >= lane.context_tokens:
+        if ask.max_tokens is not None and ask.max_tokens > lane.context_tokens:
             raise ContextLengthExceeded(
                 f"max_tokens is too large: {ask.max_tokens}. This model's maximum context length is "
-                f"{lane.context_tokens} tokens, of which the {ask.prompt_param} needs some.",
+                f"{lane.context_tokens} tokens, which prompt and answer share.",
                 param="max_tokens",
             )
         request = _Request(hold_id, caller, ask, lane, model, self._ttl_seconds)
@@ -153,12 +153,13 @@ class _Request:
 
 
 def _fit(ask: Ask, each: int, context_tokens: int) -> int:
-    """Return what each answer may have. Raises ContextLengthExceeded, by vLLM's rule."""
+    """Return what each answer may have: by vLLM's rule, what was asked for or what the prompt leaves of the context.
+
+    Raises ContextLengthExceeded when it leaves nothing.
+    """
     longest = max(ask.prompt_tokens)
     if longest >= context_tokens:
-        raise ContextLengthExceeded.of(context_tokens, longest, None, ask.prompt_param)
-    if ask.max_tokens is not None and longest + ask.max_tokens > context_tokens:
-        raise ContextLengthExceeded.of(context_tokens, longest, ask.max_tokens, ask.prompt_param)
+        raise ContextLengthExceeded.of(context_tokens, longest, ask.prompt_param)
     return min(each, context_tokens - longest)
 
 

@@ -13,7 +13,7 @@ _HEADERS = {
     "x-request-id": "The request's id; its charge is found by it under /v1/usage/{request_id}.",
     "x-darktree-entry-id": "The id of the ledger entry that charges this answer.",
     "x-darktree-lane": "The lane that served.",
-    "x-darktree-max-tokens": "What an answer could have at most, when the request set no limit.",
+    "x-darktree-max-tokens": "What an answer could have at most, when that is not what the request asked for.",
     "x-darktree-clamped-max-tokens": "What an answer could have at most, when that was less than was asked for.",
     "x-ratelimit-limit-tokens": "The daily cap.",
     "x-ratelimit-remaining-tokens": "What is left of the cap, less what running requests hold.",

@@ -34,22 +34,13 @@ class ContextLengthExceeded(BadRequest):
     code = "context_length_exceeded"
 
     @classmethod
-    def of(
-        cls, context_tokens: int, prompt_tokens: int, completion_tokens: int | None, param: str
-    ) -> "ContextLengthExceeded":
-        """The prompt, or the prompt and what was asked for, do not fit into the model's context."""
+    def of(cls, context_tokens: int, prompt_tokens: int, param: str) -> "ContextLengthExceeded":
+        """The prompt leaves no room for an answer in the model's context."""
         what = "messages" if param == "messages" else "prompt"
-        if completion_tokens is None:
-            detail = (
-                f"your {what} resulted in {prompt_tokens} tokens. Please reduce the length of the {what}."
-            )
-        else:
-            detail = (
-                f"you requested {prompt_tokens + completion_tokens} tokens ({prompt_tokens} in the {what}, "
-                f"{completion_tokens} in the completion). Please reduce the length of the {what} or completion."
-            )
         return cls(
-            f"This model's maximum context length is {context_tokens} tokens. However, {detail}", param=param
+            f"This model's maximum context length is {context_tokens} tokens. However, your {what} resulted in "
+            f"{prompt_tokens} tokens. Please reduce the length of the {what}.",
+            param=param,
         )
 
 

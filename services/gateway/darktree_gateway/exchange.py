@@ -176,7 +176,7 @@ class Exchange:
         headers = limit_headers(account) | {"x-darktree-lane": _printable(self._lane.name)}
         if charged:
             headers["x-darktree-entry-id"] = str(self._admitted.held.entry_id)
-        if self._ask.max_tokens is None:
+        if self._ask.max_tokens != self._admitted.max_tokens:
             headers["x-darktree-max-tokens"] = str(self._admitted.max_tokens)
         if self._admitted.clamped:
             headers["x-darktree-clamped-max-tokens"] = str(self._admitted.max_tokens)
