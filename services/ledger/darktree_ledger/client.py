@@ -2,7 +2,8 @@
 
 `LedgerClient.apply` takes one operation at a time and sends many at once: whatever is waiting while a batch is in
 flight goes with the next one. The ledger applies a batch in one database call and one commit, so throughput comes
-from batching while every operation stays exact and durable before its caller goes on.
+from batching while every operation stays exact and durable before its caller goes on. One batch at a time: a second in
+flight would only make both smaller, and halved the rate when it was tried (docs/benchmarks.md).
 """
 
 import asyncio
@@ -29,7 +30,7 @@ from darktree_ledger.schemas import (
     Result,
 )
 
-MAX_BATCHES_IN_FLIGHT = 2  # one is being flushed while the next is already being read
+MAX_BATCHES_IN_FLIGHT = 2
 MAX_WAITING_OPERATIONS = 20_000
 CHECK_TIMEOUT_SECONDS = 600.0
 
@@ -41,12 +42,12 @@ class LedgerClient:
         self._http = InternalClient(base_url, token, service="ledger")
         self._slow_http = InternalClient(base_url, token, service="ledger", timeout=CHECK_TIMEOUT_SECONDS)
         self._waiting: deque[tuple[Operation, asyncio.Future[Result]]] = deque()
-        self._senders: set[asyncio.Task[None]] = set()
+        self._sender: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
         """Send what is waiting, then close the connections."""
-        while self._senders:
-            await asyncio.gather(*self._senders, return_exceptions=True)
+        if self._sender is not None:
+            await self._sender
         await self._http.close()
         await self._slow_http.close()
 
@@ -59,10 +60,8 @@ class LedgerClient:
             raise Unreachable("too many operations are waiting for the ledger")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((operation, future))
-        if len(self._senders) < MAX_BATCHES_IN_FLIGHT:
-            sender = asyncio.create_task(self._send_all())
-            self._senders.add(sender)
-            sender.add_done_callback(self._senders.discard)
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.create_task(self._send_all())
         return await future
 
     async def apply_or_raise(self, operation: Operation) -> Result:
