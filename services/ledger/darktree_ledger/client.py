@@ -8,6 +8,7 @@ flight would only make both smaller, and halved the rate when it was tried (docs
 
 import asyncio
 from collections import deque
+from contextvars import Context
 from datetime import date
 from uuid import UUID
 
@@ -61,7 +62,8 @@ class LedgerClient:
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((operation, future))
         if self._sender is None or self._sender.done():
-            self._sender = asyncio.create_task(self._send_all())
+            # In a context of its own: a batch belongs to no single request.
+            self._sender = asyncio.create_task(self._send_all(), context=Context())
         return await future
 
     async def apply_or_raise(self, operation: Operation) -> Result:

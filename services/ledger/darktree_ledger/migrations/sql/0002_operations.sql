@@ -1,6 +1,6 @@
 -- The operations: the only code that moves money. One call applies a batch in order, with one result for each.
 
--- The bytes that are hashed, version 1 (darktree_ledger/chain.py says the same in Python; docs/ledger-format.md in
+-- The bytes that are hashed, version 1 (darktree_ledger/chain.py says the same in Python, the README in
 -- words): each field as a four-byte big-endian length and its bytes, a missing one as the length ffffffff.
 CREATE FUNCTION ledger.field(value bytea) RETURNS bytea LANGUAGE sql IMMUTABLE PARALLEL SAFE AS
 $$ SELECT coalesce(int4send(octet_length($1)) || $1, '\xffffffff') $$;
