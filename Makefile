@@ -8,10 +8,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 PIP_INSTALL := $(PIP) install
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test check format bench openapi vllm lock clean
+.PHONY: help install up test check format bench openapi reference vllm lock clean
 
 help: ## Show this help
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z-]*:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Make .venv with everything that requirements.lock names (PYTHON=python3.x chooses which)
 
@@ -45,6 +45,9 @@ bench: install ## Measure what docs/benchmarks.md claims (ARGS passes options on
 
 openapi: install ## Write docs/openapi/ from the services' own code
 	$(BIN)/python scripts/openapi.py
+
+reference: install ## Write docs/reference.md: every setting and metric, from the code
+	$(BIN)/python scripts/reference.py
 
 vllm: ## Make .venv-vllm, a real vLLM for a CPU (large: PyTorch comes with it)
 	bash scripts/vllm-install.sh

@@ -28,8 +28,8 @@ def commands() -> set[str]:
     return found
 
 
-def openapi_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("openapi_script", ROOT / "scripts" / "openapi.py")
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / "scripts" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -61,8 +61,15 @@ def test_the_command_lines_readme_names_every_command() -> None:
 
 
 def test_the_openapi_documents_are_what_the_services_say() -> None:
-    for service, description in openapi_script().descriptions().items():
+    for service, description in script("openapi").descriptions().items():
         written = json.loads((ROOT / "docs" / "openapi" / f"{service}.json").read_text())
         assert written == json.loads(json.dumps(description)), (
             f"run `make openapi`: {service}.json is not current"
         )
+
+
+def test_the_reference_has_every_setting_and_every_metric() -> None:
+    written = (ROOT / "docs" / "reference.md").read_text()
+    assert written == script("reference").reference(), (
+        "run `make reference`: docs/reference.md is not current"
+    )

@@ -14,15 +14,25 @@ class Settings(BaseSettings):
     """The variables that the command line knows. An empty one counts as unset."""
 
     model_config = SettingsConfigDict(
-        extra="ignore", frozen=True, env_ignore_empty=True, populate_by_name=True
+        extra="ignore",
+        frozen=True,
+        env_ignore_empty=True,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
     )
 
     database_url: SecretStr | None = Field(None, validation_alias="DATABASE_URL")
+    """Postgres, as someone who may create roles and schemas. When unset, `darktree up` brings its own."""
     admin_url: str | None = Field(None, validation_alias="DARKTREE_ADMIN_URL")
+    """Where the platform is administered, when it does not run here."""
     admin_token: SecretStr | None = Field(None, validation_alias="DARKTREE_ADMIN_TOKEN")
+    """The administrator's token for it."""
     vllm_python: Path | None = Field(None, validation_alias="DARKTREE_VLLM_PYTHON")
+    """The Python of another environment with vLLM, for `darktree up --engine vllm`."""
     ledger_role_password: SecretStr | None = Field(None, validation_alias="DARKTREE_LEDGER_ROLE_PASSWORD")
+    """`darktree migrate` lets the role `darktree_ledger` log in with it."""
     billing_role_password: SecretStr | None = Field(None, validation_alias="DARKTREE_BILLING_ROLE_PASSWORD")
+    """`darktree migrate` lets the role `darktree_billing` log in with it."""
 
 
 def inherited_environment(*, services: bool) -> Mapping[str, str]:

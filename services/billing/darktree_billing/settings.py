@@ -14,12 +14,20 @@ class Settings(DatabaseSettings):
     model_config = prefixed("billing")
 
     ledger_url: str
+    """Where the ledger answers."""
     ledger_token: SecretStr
+    """Sent to the ledger: its token for billing."""
     gateway_token: SecretStr
+    """Admits gateways."""
     admin_token: SecretStr
+    """Admits administrators."""
     plans_file: Path
+    """Plans, models and prices (YAML), read again when the file changes."""
     # The pepper keeps a copy of the database from being enough to test a guess at a key. To rotate it, raise
     # the version and keep the old one as `key_pepper_previous` until no key needs it (/admin/status).
     key_pepper: Annotated[SecretStr, Field(min_length=16)]
+    """The secret under which keys are stored; 16 characters or more."""
     key_pepper_version: Annotated[int, Field(ge=1, le=32_767)] = 1
+    """Which pepper that is, counted from 1."""
     key_pepper_previous: Annotated[SecretStr, Field(min_length=16)] | None = None
+    """The pepper of the version before, while keys move to the present one."""

@@ -19,9 +19,13 @@ class Settings(ServiceSettings):
         0, description="A second port, for probes and metrics only; 0 serves them publicly."
     )
     ledger_url: str
+    """Where the ledger answers."""
     ledger_token: SecretStr
+    """Sent to the ledger: its token for gateways."""
     billing_url: str
+    """Where billing answers."""
     billing_token: SecretStr
+    """Sent to billing: its token for gateways."""
     lanes_file: Path = Field(description="InferenceLane documents, read again when the file changes.")
     journal_dir: Path = Field(description="Where settlements wait, fsynced, while the ledger is away.")
     engine_token: SecretStr = Field(SecretStr(""), description="Sent to engines as a bearer token, when set.")

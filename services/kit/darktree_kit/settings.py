@@ -13,6 +13,7 @@ def prefixed(service: str) -> SettingsConfigDict:
         env_prefix=f"DARKTREE_{service.upper()}_",
         extra="ignore",
         frozen=True,
+        use_attribute_docstrings=True,  # the text below a field is what docs/reference.md says of it
         hide_input_in_errors=True,  # the input of "field required" is every other setting, secrets and all
     )
 
@@ -20,13 +21,20 @@ def prefixed(service: str) -> SettingsConfigDict:
 class ServiceSettings(BaseSettings):
     """What every service's process is told."""
 
+    model_config = SettingsConfigDict(use_attribute_docstrings=True)
+
     host: str = "127.0.0.1"
+    """The address to listen on."""
     port: int = 0
+    """The port to listen on; 0 takes a free one."""
     log_level: str = "INFO"
+    """DEBUG, INFO, WARNING or ERROR."""
 
 
 class DatabaseSettings(ServiceSettings):
     """What a service with a schema in Postgres is told beside that."""
 
     database_url: SecretStr
+    """Postgres, logging in as the service's own role."""
     database_pool_size: int = 8
+    """The most connections to Postgres."""
