@@ -1,0 +1,217 @@
+"""`make bench`: what Darktree costs, everything on and durable, beside the bare upstream in the same run.
+
+Prints progress on standard error and a report in Markdown on standard output; `--output FILE` writes it there too.
+Machines are shared and noisy: compare within one run, never between two.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform as machine
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hard_stop
+import pairs
+import psutil
+from stage import (
+    BODY,
+    HERE,
+    LARGE_CAP_TOKENS,
+    LARGE_CREDIT_DOLLARS,
+    Stage,
+    cpu_seconds,
+    peak_megabytes,
+    platform,
+    until_served_by_upstream,
+    upstream,
+)
+
+from darktree_ledger.client import LedgerClient
+
+FSYNC_ROUNDS = 200
+KEYS = 4
+WARM_UP_SECONDS = 2.0
+
+
+@dataclass
+class Row:
+    """One line of the table: the medians of several rounds of the same load."""
+
+    name: str
+    connections: int
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+
+    def median(self, what: str) -> float:
+        return float(statistics.median(round_[what] for round_ in self.rounds))
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+async def load(
+    host: str, port: int, key: str, stream: bool, connections: int, seconds: float
+) -> dict[str, Any]:
+    """Send a load from a process of its own."""
+    job = {
+        "host": host,
+        "port": port,
+        "path": "/v1/chat/completions",
+        "headers": {"authorization": f"Bearer {key}"},
+        "body": BODY | {"stream": stream},
+        "connections": connections,
+        "seconds": seconds,
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(HERE / "load.py"), json.dumps(job), stdout=subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+    result: dict[str, Any] = json.loads(output)
+    assert set(result["statuses"]) == {"200"}, f"not everything was answered: {result['statuses']}"
+    return result
+
+
+async def measure_gateways(stage: Stage, workers: int, options: argparse.Namespace) -> list[Row]:
+    """Measure the gateway and the bare upstream in turns, so that both see the same machine."""
+    key = await stage.customer(f"load-{workers}", cap_tokens=LARGE_CAP_TOKENS, dollars=LARGE_CREDIT_DOLLARS)
+    await until_served_by_upstream(stage, key)
+    host, port = stage.gateway
+    await load(host, port, key, False, 16, WARM_UP_SECONDS)
+    rows = []
+    for stream in (False, True):
+        kind = "streamed" if stream else "plain"
+        for connections in (1, 64):
+            bare = Row(f"{kind}, bare upstream", connections)
+            through = Row(f"{kind}, {workers} gateway{'s' if workers > 1 else ''}", connections)
+            for number in range(options.rounds):
+                say(f"{through.name}, {connections} connections, round {number + 1} of {options.rounds}")
+                bare.rounds.append(
+                    await load(
+                        "127.0.0.1", stage.upstream_port, "none", stream, connections, options.seconds / 2
+                    )
+                )
+                processes = stage.processes()
+                before = cpu_seconds(processes)
+                result = await load(host, port, key, stream, connections, options.seconds)
+                after = cpu_seconds(processes)
+                for name in before:
+                    part = name.partition("-")[0]
+                    result[part] = (
+                        result.get(part, 0.0) + (after[name] - before[name]) / result["requests"] * 1e6
+                    )
+                through.rounds.append(result)
+            rows += [bare, through]
+    return rows
+
+
+async def measure_ledger(stage: Stage, options: argparse.Namespace) -> dict[str, float]:
+    """Measure the ledger alone, with the platform otherwise idle."""
+    settings = _environment_of(stage, "ledger")
+    url = f"http://127.0.0.1:{settings['DARKTREE_LEDGER_PORT']}"
+    billing = LedgerClient(url, settings["DARKTREE_LEDGER_BILLING_TOKEN"])
+    gateway = LedgerClient(url, settings["DARKTREE_LEDGER_GATEWAY_TOKEN"])
+    say("the ledger alone")
+    customers = await pairs.fill(billing)
+    found = {
+        f"{pairs.CUSTOMERS} customers": await pairs.pairs_per_second(gateway, customers, options.seconds),
+        "one hot customer": await pairs.pairs_per_second(gateway, customers[:1], options.seconds),
+    }
+    await billing.close()
+    await gateway.close()
+    return found
+
+
+def _environment_of(stage: Stage, name: str) -> dict[str, str]:
+    environment: dict[str, str] = stage.processes()[name][0].environ()
+    return environment
+
+
+def fsync_milliseconds() -> float:
+    """Return the median time of one durable write on the disk that the database is on."""
+    times = []
+    with tempfile.TemporaryFile(prefix="dt-") as file:
+        for _ in range(FSYNC_ROUNDS):
+            file.write(b"x" * 8192)
+            file.flush()
+            started = time.perf_counter()
+            os.fdatasync(file.fileno())
+            times.append(time.perf_counter() - started)
+    return statistics.median(times) * 1000
+
+
+def report(
+    rows: list[Row], ledger: dict[str, float], stopped: dict[str, object], memory: dict[str, float]
+) -> str:
+    """Return everything as Markdown."""
+    lines = [
+        f"{time.strftime('%Y-%m-%d', time.gmtime())}, {psutil.cpu_count()} cores ({_processor()}), "
+        f"{psutil.virtual_memory().total // 2**30} GiB, {machine.system()} {machine.release().split('-')[0]}, "
+        f"Python {machine.python_version()}; one durable 8 KiB write: {fsync_milliseconds():.2f} ms. "
+        "Load, upstream, gateways, ledger and Postgres share the cores.",
+        "",
+        "| load | connections | requests a second | p50 ms | p99 ms | added p50 ms | CPU us a request: gateway | "
+        "ledger | Postgres |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    bare = {(row.name.partition(",")[0], row.connections): row for row in rows if "bare" in row.name}
+    for row in rows:
+        cells = [row.name, str(row.connections), f"{row.median('requests_per_second'):,.0f}"]
+        cells += [f"{row.median('p50_ms'):.2f}", f"{row.median('p99_ms'):.2f}"]
+        if "bare" in row.name:
+            cells += ["", "", "", ""]
+        else:
+            under = bare[row.name.partition(",")[0], row.connections]
+            cells.append(f"{row.median('p50_ms') - under.median('p50_ms'):.2f}")
+            cells += [f"{row.median(part):,.0f}" for part in ("gateway", "ledger", "postgres")]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", f"Ledger alone, hold and settle pairs a second in batches of {pairs.BATCH_PAIRS}: "]
+    lines[-1] += "; ".join(f"{name} {value:,.0f}" for name, value in ledger.items()) + "."
+    lines += [
+        "",
+        "Peak memory, MB: " + ", ".join(f"{name} {value:.0f}" for name, value in memory.items()) + ".",
+    ]
+    lines += ["", "The hard stop: " + "; ".join(f"{name} {value}" for name, value in stopped.items()) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def _processor() -> str:
+    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+             if line.startswith("model name")]  # fmt: skip
+    return names[0] if names else machine.machine()
+
+
+async def main(options: argparse.Namespace) -> str:
+    rows: list[Row] = []
+    port = 20_000 + os.getpid() % 10_000
+    with upstream(port):
+        say("starting darktree with one gateway")
+        async with platform(1, port) as stage:
+            rows += await measure_gateways(stage, 1, options)
+            memory = peak_megabytes(stage.processes())
+            ledger = await measure_ledger(stage, options)
+        say("starting darktree with two gateways")
+        async with platform(2, port) as stage:
+            rows += await measure_gateways(stage, 2, options)
+            say("the hard stop")
+            stopped = await hard_stop.run(stage)
+    return report(rows, ledger, stopped, memory)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each round (default: 5)")
+    parser.add_argument("--rounds", type=int, default=3, help="medians of so many rounds (default: 3)")
+    parser.add_argument("--output", type=Path, help="write the report here too")
+    chosen = parser.parse_args()
+    text = asyncio.run(main(chosen))
+    print(text)
+    if chosen.output:
+        chosen.output.write_text(text)
