@@ -50,6 +50,7 @@ spec:
 """
 
 T = TypeVar("T")
+Place = tuple[str, str]  # a customer, and a kind of operation
 
 
 def wait_until(true: Callable[[], T], what: str, seconds: float = RECOVERY_SECONDS) -> T:
@@ -371,6 +372,7 @@ def _started(speeds: Mapping[str, int], gateways: int, **settings: str) -> Itera
             yield Platform(popen, folder / "data", json.loads(ready.read_text()), folder / "err")
         finally:
             _stop(popen)
+            print((folder / "err").read_text())  # what the supervisor said, beside a failure
 
 
 def _stop(popen: subprocess.Popen[bytes]) -> None:
@@ -409,11 +411,11 @@ class Wire:
     """
 
     def __init__(self, background: Background, ledger_url: str) -> None:
-        self.reached: set[tuple[str, str]] = set()
         self.cut = False
         self._background = background
         self._ledger_url = ledger_url
-        self._stops: dict[tuple[str, str], str] = {}
+        self._stops: dict[Place, str] = {}
+        self._stopped: dict[Place, asyncio.Event] = {}
         self._forward_what_is_unsent = False
         self.url = background.run(self._open())
 
@@ -421,19 +423,19 @@ class Wire:
         """Stop a customer's next operation of a kind: `unsent`, or sent and `unheard`."""
         self._stops[customer.id, operation] = when
 
-    def until_reached(self, customer: Customer, operation: str) -> None:
-        wait_until(lambda: (customer.id, operation) in self.reached, f"{operation} is stopped")
+    def until_stopped(self, customer: Customer, operation: str) -> None:
+        wait_until(lambda: (customer.id, operation) in self._stopped, f"{operation} is stopped")
 
     def let_go(self, *, forward: bool = False) -> None:
         """Break the stopped calls, as when the ledger dies; `forward` those that it has not seen."""
         self._forward_what_is_unsent = forward
-        self._background.loop.call_soon_threadsafe(self._go.set)
+        for event in self._stopped.values():
+            self._background.loop.call_soon_threadsafe(event.set)
 
     def close(self) -> None:
         self._background.run(self._close())
 
     async def _open(self) -> str:
-        self._go = asyncio.Event()
         self._session = aiohttp.ClientSession()
         application = web.Application(client_max_size=2**24)
         application.router.add_route("*", "/{path:.*}", self._handle)
@@ -444,36 +446,35 @@ class Wire:
         return f"http://{HOST}:{self._runner.addresses[0][1]}"
 
     async def _close(self) -> None:
-        self._go.set()
+        for event in self._stopped.values():
+            event.set()
         await self._session.close()
         await self._runner.cleanup()
 
     async def _handle(self, request: web.Request) -> web.Response:
         content = await request.read()
-        place, when = self._stop_of(content) if request.path == "/v1/operations" else (None, "")
-        if when == "unsent" and not await self._stopped(place):
-            return self._broken(request)
+        place = self._place_to_stop(content) if request.path == "/v1/operations" else None
+        when = self._stops.pop(place, "") if place is not None else ""
+        if place is not None and when == "unsent":
+            await self._wait(place)
+            if not self._forward_what_is_unsent:
+                return self._broken(request)
         try:
             answer = await self._forward(request, content)
         except (aiohttp.ClientError, OSError):
             return self._broken(request)
-        if self.cut or (when == "unheard" and not await self._stopped(place)):
+        if place is not None and when == "unheard":
+            await self._wait(place)
             return self._broken(request)
-        return answer
+        return self._broken(request) if self.cut else answer
 
-    def _stop_of(self, content: bytes) -> tuple[tuple[str, str] | None, str]:
-        for operation in json.loads(content):
-            place = (operation["customer_id"], operation["op"])
-            if place in self._stops:
-                return place, self._stops.pop(place)
-        return None, ""
+    def _place_to_stop(self, content: bytes) -> Place | None:
+        places = ((operation["customer_id"], operation["op"]) for operation in json.loads(content))
+        return next((place for place in places if place in self._stops), None)
 
-    async def _stopped(self, place: tuple[str, str] | None) -> bool:
-        """Wait to be let go; say whether the call may go on."""
-        assert place is not None
-        self.reached.add(place)
-        await self._go.wait()
-        return self._forward_what_is_unsent
+    async def _wait(self, place: Place) -> None:
+        event = self._stopped[place] = asyncio.Event()
+        await event.wait()
 
     async def _forward(self, request: web.Request, content: bytes) -> web.Response:
         if self.cut:
