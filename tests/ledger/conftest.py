@@ -63,10 +63,14 @@ class Ledger:
 
     def customer(self, customer_id: str = "acme", *, cap_tokens: int = 1_000, dollars: int = 50) -> str:
         self.apply(
-            OpenAccount(operation_id=uuid7(), customer_id=customer_id, cap_tokens=cap_tokens, actor="test"),
+            open_account(customer_id, cap_tokens),
             *([grant(customer_id, dollars * DOLLAR)] if dollars else []),
         )
         return customer_id
+
+
+def open_account(customer_id: str, cap_tokens: int) -> OpenAccount:
+    return OpenAccount(operation_id=uuid7(), customer_id=customer_id, cap_tokens=cap_tokens, actor="test")
 
 
 def grant(customer_id: str, amount_nanos: int, **changes: Any) -> Grant:
@@ -105,6 +109,7 @@ def cap(customer_id: str, cap_tokens: int) -> ChangeCap:
 class Build:
     """The builders, as one fixture: tests cannot import each other."""
 
+    open = staticmethod(open_account)
     grant = staticmethod(grant)
     hold = staticmethod(hold)
     settle = staticmethod(settle)
