@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import os
+import threading
 from collections.abc import Coroutine
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -231,3 +232,28 @@ def test_a_locked_file_is_left_to_its_owner(tmp_path: Path) -> None:
     assert asyncio.run(replay()) == 0
     os.close(descriptor)
     assert asyncio.run(replay()) == 1
+
+
+async def test_a_journal_that_is_just_being_made_is_not_taken_for_one_of_a_process_that_died(
+    tmp_path: Path,
+) -> None:
+    ledger, ended = Ledger(), threading.Event()
+
+    async def look_for_journals_of_the_dead() -> None:
+        another = Journal(tmp_path)
+        while not ended.is_set():
+            await another.replay(ledger.apply_batch)
+        await another.close()
+
+    looking = threading.Thread(target=asyncio.run, args=(look_for_journals_of_the_dead(),))
+    looking.start()
+    kept, promised = Journal(tmp_path), [settlement() for _ in range(200)]
+    try:
+        for operation in promised:
+            await kept.append(operation)
+            await kept.replay(ledger.apply_batch)
+        await kept.close()
+    finally:
+        ended.set()
+        looking.join()
+    assert set(promised) == set(ledger.taken)

@@ -212,8 +212,11 @@ class _OwnFile:
     @classmethod
     def create(cls, directory: Path) -> "_OwnFile":
         path = directory / f"{uuid7().hex}{_SUFFIX}"
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        unseen = path.with_suffix(".new")
+        descriptor = os.open(unseen, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # Locked before anybody can find it: unlocked, it would be taken for a dead process' file, and removed.
+        unseen.rename(path)
         _sync_directory(directory)
         return cls(path, descriptor)
 
