@@ -537,8 +537,11 @@ class Gateway:
         except httpx.HTTPError:
             return False
 
-    def until_ready(self) -> None:
-        wait_until(self.is_ready, "the gateway is ready")
+    def until_quiet(self) -> None:
+        """Wait until it is ready and has nothing left to tell the ledger."""
+        wait_until(
+            lambda: self.is_ready() and not self.journals(), "the gateway is ready and its journal empty"
+        )
 
     def journals(self) -> list[Path]:
         return sorted(self.journal_dir.glob("*.journal.jsonl"))

@@ -48,8 +48,6 @@ STEPS = (
     "delivered",  # the client has the last bytes
 )
 VICTIMS = ("gateway", "ledger", "postgres", "a connection's postgres")
-CHAOS_SECONDS = 20.0
-CHAOS_CLIENTS = 24
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +92,11 @@ class Stage:
         self._background = background
         self._send = send
         self._until = until
-        self.until_ready()
+        self.until_quiet()
 
-    def until_ready(self) -> None:
+    def until_quiet(self) -> None:
         for gateway in self.gateways.values():
-            gateway.until_ready()
+            gateway.until_quiet()
 
     def ask(self, step: str, body: Body) -> threading.Event:
         """Send a step's request; return what is set when its first bytes have arrived."""
@@ -187,7 +185,7 @@ def crash(
         for gateway in gateways.values():
             gateway.start()
     platform.until_back()
-    stage.until_ready()
+    stage.until_quiet()
     answers = {step: future.result(60) for step, future in stage.asked.items()}
     return Crash(victim, stage.customers, answers)
 
