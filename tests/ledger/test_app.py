@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from darktree_kit.db import Database
+from darktree_kit.db import Calls, Database
 from darktree_kit.errors import ApiError
 from darktree_kit.ids import uuid7
 from darktree_ledger.app import make_app, release_expired
@@ -268,13 +268,15 @@ async def test_expired_holds_of_customers_who_send_nothing_are_released_too(
 
     await billing.apply(build.grant("acme", build.dollar))
     await gateway.apply(build.hold("acme", 10, 20, ttl_seconds=1))
-    runtime = Database(database.url_as("darktree_ledger"), pool_size=1)
+    url = database.url_as("darktree_ledger")
+    reading, calls = Database(url, pool_size=1), Calls(url, pool_size=1)
     with psycopg.connect(database.admin_url, autocommit=True) as connection:
         connection.execute("UPDATE ledger.hold SET expires_at = now() - interval '1 second'")
-        await release_expired(runtime)
+        await release_expired(reading, calls)
         assert connection.execute("SELECT state FROM ledger.hold").fetchall() == [("expired",)]
         assert connection.execute("SELECT held_nanos FROM ledger.account").fetchall() == [(0,)]
-    await runtime.close()
+    await calls.close()
+    await reading.close()
 
 
 async def test_the_checker_answers_over_http(billing: LedgerClient, build: Any) -> None:

@@ -4,15 +4,19 @@ FastAPI ends a `yield` dependency after the response is sent unless its scope is
 still have answered 200. `Session` below is therefore the only way that endpoints get a session.
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Any, LiteralString
 
+import psycopg
 from fastapi import Depends, Request
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
 from sqlalchemy import text
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 from darktree_kit.errors import Unavailable
 
@@ -21,6 +25,10 @@ POOL_TIMEOUT_SECONDS = 10
 STATEMENT_TIMEOUT_MILLISECONDS = 30_000
 
 _log = logging.getLogger("darktree.db")
+_CONNECT_OPTIONS: dict[str, Any] = {
+    "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+    "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MILLISECONDS} -c timezone=UTC",
+}
 
 
 def driver_url(url: str) -> str:
@@ -40,27 +48,56 @@ class Database:
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=POOL_TIMEOUT_SECONDS,
-            pool_pre_ping=False,
+            pool_pre_ping=True,  # a restart of the database costs nobody a failed request
             hide_parameters=True,  # an error's text goes to the log; the values of its statement must not
-            connect_args={
-                "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-                "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MILLISECONDS} -c timezone=UTC",
-            },
+            connect_args=_CONNECT_OPTIONS,
         )
-        self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self.sessions = async_sessionmaker(self.engine, expire_on_commit=False)
-
-    def autocommit(self) -> AsyncConnection:
-        """Return a connection on which every statement is its own transaction: one round trip, one flush."""
-        return self._autocommit.connect()
 
     async def ping(self) -> None:
         """Raise whatever keeps this process from its database."""
-        async with self.autocommit() as connection:
+        async with self.engine.connect() as connection:
             await connection.execute(text("SELECT 1"))
 
     async def close(self) -> None:
         await self.engine.dispose()
+
+
+class Calls:
+    """Single statements, each its own transaction: one round trip and one flush, without what an ORM adds.
+
+    On this path SQLAlchemy cost four times what the driver does (820 against 200 microseconds a call). A pool of the
+    driver's would wait and back off while the database is away; here a caller is told at once.
+    """
+
+    def __init__(self, url: str, *, pool_size: int = 8) -> None:
+        self._url = url
+        self._places = asyncio.Semaphore(pool_size)
+        self._idle: list[AsyncConnection[TupleRow]] = []
+
+    async def close(self) -> None:
+        while self._idle:
+            await self._idle.pop().close()
+
+    async def value(self, statement: LiteralString, *parameters: str) -> Any:
+        """Run a statement and return the first column of its first row. Raises psycopg's errors."""
+        async with self._places:
+            connection = await self._connection()
+            try:
+                row = await (await connection.execute(statement, parameters)).fetchone()
+            except BaseException as error:
+                await connection.close()  # cancelled or broken, its state is unknown
+                if isinstance(error, psycopg.OperationalError):
+                    await self.close()  # what broke one has probably broken the others
+                raise
+            self._idle.append(connection)
+        assert row is not None
+        return row[0]
+
+    async def _connection(self) -> AsyncConnection[TupleRow]:
+        if self._idle:
+            return self._idle.pop()
+        return await AsyncConnection.connect(self._url, autocommit=True, **_CONNECT_OPTIONS)
 
 
 async def _transaction(request: Request) -> AsyncIterator[AsyncSession]:

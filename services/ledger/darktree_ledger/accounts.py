@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import date
 from uuid import UUID
 
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -107,11 +107,6 @@ async def cap_changes(session: AsyncSession, customer_id: str) -> Sequence[CapCh
         .limit(MAX_CAP_CHANGES)
     )
     return [CapChangeView.model_validate(row, from_attributes=True) for row in rows]
-
-
-async def prepare_months(session: AsyncSession) -> int:
-    """Make the partitions of the coming months; return how many were missing."""
-    return int((await session.execute(text("SELECT ledger.prepare_months()"))).scalar_one())
 
 
 async def _must_exist(session: AsyncSession, customer_id: str) -> None:

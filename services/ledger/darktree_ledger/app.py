@@ -5,20 +5,19 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import date
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
-import orjson
-from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
-from fastapi.responses import Response
+from fastapi import APIRouter, Depends, FastAPI, Path, Query
 from sqlalchemy import text
 
 from darktree_kit.app import create_app
 from darktree_kit.auth import Callers, require
-from darktree_kit.db import Database, Session
+from darktree_kit.db import Calls, Database, Session
 from darktree_kit.openapi import refusals
 from darktree_ledger import accounts, batches, invariants, operations
-from darktree_ledger.batches import DATABASE_AWAY, Batches, away
+from darktree_ledger.batches import Batches
 from darktree_ledger.schemas import (
     MAX_PAGE,
     AccountView,
@@ -34,6 +33,7 @@ from darktree_ledger.settings import Settings
 
 PREPARE_MONTHS_INTERVAL_SECONDS = 24 * 3600.0
 REAP_INTERVAL_SECONDS = 15.0
+READING_CONNECTIONS = 4
 MAX_REAPED_CUSTOMERS = 500
 
 _log = logging.getLogger(__name__)
@@ -47,17 +47,20 @@ def make_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        database = Database(settings.database_url.get_secret_value(), pool_size=settings.database_pool_size)
-        app.state.database = database
+        url = settings.database_url.get_secret_value()
+        database = Database(url, pool_size=READING_CONNECTIONS)
+        calls = Calls(url, pool_size=settings.database_pool_size)
+        app.state.database, app.state.calls = database, calls
         app.state.ready = database.ping
         chores = [
-            asyncio.create_task(_repeat(_prepare_months, database, PREPARE_MONTHS_INTERVAL_SECONDS)),
-            asyncio.create_task(_repeat(release_expired, database, REAP_INTERVAL_SECONDS)),
+            asyncio.create_task(_repeat(partial(prepare_months, calls), PREPARE_MONTHS_INTERVAL_SECONDS)),
+            asyncio.create_task(_repeat(partial(release_expired, database, calls), REAP_INTERVAL_SECONDS)),
         ]
         yield
         for chore in chores:
             chore.cancel()
         await asyncio.gather(*chores, return_exceptions=True)
+        await calls.close()
         await database.close()
 
     app = create_app(
@@ -74,8 +77,6 @@ def make_app(settings: Settings) -> FastAPI:
         }
     )
     app.include_router(router, responses=refusals(400, 401, 403, 404, 413, 503))
-    for kind in DATABASE_AWAY:
-        app.add_exception_handler(kind, _answer_database_away)
     batches.describe(app)
     return app
 
@@ -121,33 +122,23 @@ async def check(session: Session, _: Annotated[str, Depends(require("billing"))]
     return await invariants.check(session)
 
 
-async def _answer_database_away(_: Request, error: Exception) -> Response:
-    refusal = away(error)
-    return Response(
-        orjson.dumps(refusal.body()),
-        refusal.answer_status,
-        headers=refusal.headers,
-        media_type="application/json",
-    )
-
-
-async def _repeat(chore: Callable[[Database], Awaitable[None]], database: Database, seconds: float) -> None:
+async def _repeat(chore: Callable[[], Awaitable[None]], seconds: float) -> None:
     while True:
         try:
-            await chore(database)
+            await chore()
             pause = seconds
         except Exception as error:
-            _log.warning("a chore failed", extra={"chore": chore.__name__, "error": str(error)[:500]})
+            _log.warning("a chore failed", extra={"chore": str(chore), "error": str(error)[:500]})
             pause = min(seconds, REAP_INTERVAL_SECONDS)
         await asyncio.sleep(pause)
 
 
-async def _prepare_months(database: Database) -> None:
-    async with database.sessions.begin() as session:
-        await accounts.prepare_months(session)
+async def prepare_months(calls: Calls) -> None:
+    """Make the partitions of the coming months."""
+    await calls.value("SELECT ledger.prepare_months()")
 
 
-async def release_expired(database: Database) -> None:
+async def release_expired(database: Database, calls: Calls) -> None:
     """Release expired holds of customers who send nothing; everybody else's are released by their next operation."""
     async with database.sessions.begin() as session:
         rows = await session.scalars(
@@ -159,4 +150,4 @@ async def release_expired(database: Database) -> None:
         )
         customer_ids = rows.all()
     if customer_ids:
-        await operations.apply(database, [Show(customer_id=customer_id) for customer_id in customer_ids])
+        await operations.apply(calls, [Show(customer_id=customer_id) for customer_id in customer_ids])

@@ -7,21 +7,19 @@ own JSON parser, which is strict about types; the database's answer goes out as 
 import logging
 from typing import Any
 
+import psycopg
 from fastapi import FastAPI
 from pydantic import ValidationError
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from darktree_kit.auth import Callers
-from darktree_kit.errors import ApiError, BadRequest, Forbidden, TooLarge, Unavailable
+from darktree_kit.errors import BadRequest, Forbidden, TooLarge, Unavailable
 from darktree_kit.openapi import refusals
 from darktree_ledger import metrics, operations
 from darktree_ledger.schemas import OPERATIONS, RESULTS, Operation
 
 PATH = "/v1/operations"
 MAX_BODY_BYTES = 2 * 1024 * 1024
-DATABASE_AWAY = (DBAPIError, PoolTimeoutError)
 
 # Which operations each caller may send: the gateway meters, billing grants and opens.
 _VERBS = {
@@ -50,19 +48,14 @@ class Batches:
             if operation.op not in _VERBS[caller]:
                 raise Forbidden(f"{caller} may not {operation.op}.", param="op")
         try:
-            results = await operations.apply(state.database, batch)
-        except DATABASE_AWAY as error:
-            raise away(error) from error
+            results = await operations.apply(state.calls, batch)
+        except psycopg.Error as error:
+            _log.warning("the database did not answer", extra={"error": str(error)[:500]})
+            raise Unavailable("The ledger's database is away.", headers={"Retry-After": "1"}) from error
         metrics.BATCH_OPERATIONS.observe(len(batch))
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(results)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": results})
-
-
-def away(error: Exception) -> ApiError:
-    """Return the refusal for a database that did not answer, having logged why."""
-    _log.warning("the database did not answer", extra={"error": str(error)[:500]})
-    return Unavailable("The ledger's database is away.", headers={"Retry-After": "1"})
 
 
 def describe(app: FastAPI) -> None:

@@ -8,56 +8,57 @@ import logging
 from collections.abc import Sequence
 
 import orjson
-from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+import psycopg
 
-from darktree_kit.db import Database
+from darktree_kit.db import Calls
 from darktree_ledger.schemas import OPERATIONS, Operation
 
 MAX_TRIES = 5
 _TRY_AGAIN = frozenset({"40001", "40P01"})  # serialization failure, deadlock
 _FAULT_OF_THE_OPERATION = ("22", "23", "P0")  # data exception, integrity violation, raised by a function
-_APPLY = text("SELECT ledger.apply(CAST(:operations AS jsonb))")
 _log = logging.getLogger(__name__)
 
 
-async def apply(database: Database, operations: Sequence[Operation]) -> bytes:
+async def apply(calls: Calls, operations: Sequence[Operation]) -> bytes:
     """Apply operations in order and return their results as a JSON array, durable when this returns.
 
-    Raises DBAPIError when the database is away; then nothing of this call is known to be applied.
+    Raises psycopg.Error when the database is away; then nothing of this call is known to be applied.
     """
-    answer = await _apply_once(database, operations)
+    answer = await _apply_once(calls, operations)
     if b'"outcome":"again"' not in answer:
         return answer
     results = orjson.loads(answer)
     repeated = [index for index, result in enumerate(results) if result["outcome"] == "again"]
-    later = orjson.loads(await apply(database, [operations[index] for index in repeated]))
+    later = orjson.loads(await apply(calls, [operations[index] for index in repeated]))
     for index, result in zip(repeated, later, strict=True):
         results[index] = result
     return orjson.dumps(results)
 
 
-async def _apply_once(database: Database, operations: Sequence[Operation]) -> bytes:
+async def _apply_once(calls: Calls, operations: Sequence[Operation]) -> bytes:
     body = OPERATIONS.dump_json(list(operations)).decode()
     for attempt in range(1, MAX_TRIES + 1):
         try:
-            async with database.autocommit() as connection:
-                answer: str = (await connection.execute(_APPLY, {"operations": body})).scalar_one()
-                return answer.encode()
-        except DBAPIError as error:
-            state = getattr(error.orig, "sqlstate", None) or ""
+            answer: str = await calls.value("SELECT ledger.apply(%s::jsonb)", body)
+            return answer.encode()
+        except psycopg.Error as error:
+            state = error.sqlstate or ""
             # A lost connection leaves open whether the batch was applied; its ids make repeating it safe.
-            if (state in _TRY_AGAIN or error.connection_invalidated) and attempt < MAX_TRIES:
+            if (state in _TRY_AGAIN or _connection_lost(error)) and attempt < MAX_TRIES:
                 continue
             if not state.startswith(_FAULT_OF_THE_OPERATION):
                 raise
             _log.exception("a batch could not be applied", extra={"operations": len(operations)})
-            return await _apply_one_by_one(database, operations)
+            return await _apply_one_by_one(calls, operations)
     raise AssertionError("unreachable")
 
 
-async def _apply_one_by_one(database: Database, operations: Sequence[Operation]) -> bytes:
+async def _apply_one_by_one(calls: Calls, operations: Sequence[Operation]) -> bytes:
     if len(operations) == 1:
         return orjson.dumps([{"outcome": "refused", "reason": "failed"}])
-    results = [orjson.loads(await _apply_once(database, [operation]))[0] for operation in operations]
+    results = [orjson.loads(await _apply_once(calls, [operation]))[0] for operation in operations]
     return orjson.dumps(results)
+
+
+def _connection_lost(error: psycopg.Error) -> bool:
+    return isinstance(error, psycopg.OperationalError) and (error.sqlstate or "57P").startswith(("57P", "08"))

@@ -159,3 +159,5 @@ BEGIN
     END LOOP;
     RETURN made;
 END $$;
+
+SELECT ledger.prepare_months();
