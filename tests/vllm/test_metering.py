@@ -1,0 +1,582 @@
+"""What the ledger charges is what the engine counted, to the token, behind the real gateway, ledger and billing.
+
+Every case runs against the simulator too, which has the same tokenizer: both give the same charges.
+"""
+
+import json
+import re
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from pydantic import SecretStr
+from starlette.types import ASGIApp
+
+from darktree_billing.app import make_app as make_billing_app
+from darktree_billing.settings import Settings as BillingSettings
+from darktree_gateway.app import make_app as make_gateway_app
+from darktree_gateway.settings import Settings as GatewaySettings
+
+ENGINES = ["simulator", "vllm_engine"]
+ADMIN_TOKEN = "admin-token-of-the-tests"
+MODEL = "tiny"
+PRICE_NANOS = 750_000
+DEFAULT_COMPLETION_TOKENS = 64
+DEADLINE_SECONDS = 20.0
+POLL_SECONDS = 0.01
+# What an engine may generate of each answer after the last usage that the gateway read: what was on its way, and what
+# it makes until it hears that nobody listens. Idle machines show 0 or 1; a tiny model makes 300 tokens a second, so a
+# busy machine shows a few more.
+OVERRUN_TOKENS = 16
+STANDS_STILL_READS = 5
+ENGINE_TOKENS, METERED_TOKENS = "darktree_lane_engine_tokens", "darktree_lane_metered_tokens_total"
+
+HELLO = [{"role": "user", "content": "hello"}]
+HELLO_TOKENS = 24
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+LONG = [{"role": "user", "content": "a" * 990}]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+Serving = Callable[[ASGIApp], AbstractContextManager[str]]
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    """Return the first true value of a condition, asked until a deadline."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not in time: {what}"
+        time.sleep(POLL_SECONDS)
+    return value
+
+
+class Tap:
+    """A TCP forwarder between gateway and engine that remembers what the engine said."""
+
+    def __init__(self, url: str) -> None:
+        host, _, port = url.removeprefix("http://").partition(":")
+        self._target = (host, int(port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._said: list[bytearray] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def usages(self) -> list[dict[str, int]]:
+        """Return every usage that passed, oldest first."""
+        text = b"".join(self._said).decode("utf-8", "replace")
+        return [json.loads(found) for found in re.findall(r'"usage":(\{[^{}]*\})', text)]
+
+    def completion_tokens(self) -> int:
+        return (self.usages() or [{"completion_tokens": 0}])[-1]["completion_tokens"]
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(self._target)
+                said = bytearray()
+                self._said.append(said)
+                threading.Thread(target=self._pump, args=(near, far, None), daemon=True).start()
+                threading.Thread(target=self._pump, args=(far, near, said), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, said: bytearray | None) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+                if said is not None:
+                    said += data
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@dataclass
+class Services:
+    """A ledger and a billing; gateways are added, each with its own lane."""
+
+    ledger_url: str
+    billing_url: str
+    token: str
+    folder: Path
+    http: httpx.Client = field(repr=False)
+    serving: Serving = field(repr=False)
+
+    def gateway(self, engine: Any, lane: str, stack: ExitStack) -> "Metered":
+        """Serve a gateway with one lane, whose engine is behind a tap."""
+        tap = Tap(engine.base_url)
+        stack.callback(tap.close)
+        folder = self.folder / uuid.uuid4().hex
+        folder.mkdir()
+        document = {
+            "kind": "InferenceLane",
+            "metadata": {"name": lane},
+            "spec": {
+                "tier": "Standard",
+                "model": {"servedName": MODEL},
+                "engine": {"kind": "VLLM", "contextLength": engine.context_length},
+            },
+            "status": {"endpoints": [{"url": tap.url}]},
+        }
+        (folder / "lanes.yaml").write_text(yaml.safe_dump(document))
+        settings = GatewaySettings(
+            ledger_url=self.ledger_url,
+            ledger_token=SecretStr(self.token),
+            billing_url=self.billing_url,
+            billing_token=SecretStr(self.token),
+            lanes_file=folder / "lanes.yaml",
+            journal_dir=folder / "journal",
+            in_flight_wait_seconds=0.0,
+            engine_metrics_interval_seconds=0.1,
+        )
+        url = stack.enter_context(self.serving(make_gateway_app(settings)))
+        until(lambda: self.http.get(f"{url}/readyz").status_code == 200, "the gateway is ready")
+        return Metered(self, engine, tap, lane, url)
+
+
+@dataclass
+class Metered:
+    """A gateway before one engine."""
+
+    services: Services
+    engine: Any
+    tap: Tap
+    lane: str
+    url: str
+
+    def counters(self) -> tuple[int, int]:
+        """(prompt tokens, generation tokens) that the engine itself has counted, once nothing runs in it any more."""
+
+        def idle() -> str | None:
+            text = self.services.http.get(f"{self.engine.base_url}/metrics").text
+            busy = (_sum_of(text, f"vllm:num_requests_{state}") for state in ("running", "waiting"))
+            return None if any(busy) else text
+
+        text: str = until(idle, "the engine is idle")
+        return _sum_of(text, "vllm:prompt_tokens_total"), _sum_of(text, "vllm:generation_tokens_total")
+
+    def customer(self, *, cap_tokens: int = 10_000_000, dollars: str = "1000") -> "Customer":
+        name = f"c-{uuid.uuid4().hex[:12]}"
+
+        def admin(method: str, path: str, body: Any) -> Any:
+            headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+            url = f"{self.services.billing_url}/admin/customers{path}"
+            answer = self.services.http.request(method, url, headers=headers, json=body)
+            assert answer.status_code < 400, answer.text
+            return answer.json()
+
+        admin("POST", "", {"id": name, "name": "A customer", "plan": "solo"})
+        admin("PUT", f"/{name}/cap", {"cap_tokens": cap_tokens})
+        admin("POST", f"/{name}/grants", {"dollars": dollars, "reason": "for the test"})
+        key = admin("POST", f"/{name}/keys", {})["key"]
+        return Customer(name, key, self)
+
+    def metric(self, name: str, kind: str) -> int:
+        """Return what the gateway's own metric says of this lane, and of this engine where it tells them apart."""
+        text = self.services.http.get(f"{self.url}/metrics").text
+        endpoint = f'endpoint="{self.tap.url}",' if name == ENGINE_TOKENS else ""
+        sample = rf'^{name}\{{{endpoint}kind="{kind}",lane="{self.lane}"\}} (\S+)$'
+        return sum(int(float(value)) for value in re.findall(sample, text, re.MULTILINE))
+
+    def metered(self) -> tuple[int, int]:
+        return self.metric(METERED_TOKENS, "prompt"), self.metric(METERED_TOKENS, "completion")
+
+
+@dataclass
+class Customer:
+    id: str
+    key: str
+    metered: Metered = field(repr=False)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+    def ask(self, path: str, **body: Any) -> httpx.Response:
+        url = self.metered.url + path
+        return self.metered.services.http.post(url, json=body_of(path, **body), headers=self.headers)
+
+    def charges(self) -> list[dict[str, Any]]:
+        answer = self.metered.services.http.get(f"{self.metered.url}/v1/usage", headers=self.headers)
+        assert answer.status_code == 200, answer.text
+        found: list[dict[str, Any]] = answer.json()["data"]
+        return found
+
+    def account(self) -> dict[str, Any]:
+        services = self.metered.services
+        headers = {"Authorization": f"Bearer {services.token}"}
+        url = f"{services.ledger_url}/v1/accounts/{self.id}"
+        found: dict[str, Any] = services.http.get(url, headers=headers).json()
+        return found
+
+    def settled(self) -> dict[str, Any]:
+        """Return the account once nothing is held."""
+        until(lambda: self.account()["open_holds"] == 0, "no hold is left")
+        return self.account()
+
+
+def _sum_of(exposition: str, name: str) -> int:
+    values = re.findall(rf"^{re.escape(name)}\{{[^}}]*\}} (\S+)$", exposition, re.MULTILINE)
+    assert values, f"no metric {name}"
+    return sum(int(float(value)) for value in values)
+
+
+def body_of(path: str, **fields: Any) -> dict[str, Any]:
+    """A request that goes on to its limit, unless `fields` say otherwise."""
+    prompt = {"messages": HELLO} if path == CHAT else {"prompt": "hello"}
+    return {"model": MODEL, "ignore_eos": True} | prompt | fields
+
+
+@pytest.fixture(scope="module")
+def services(
+    make_database: Callable[[], Any],
+    make_ledger_service: Callable[[Any], AbstractContextManager[str]],
+    serving_context: Serving,
+    gateway_token: str,
+    billing_token: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Services]:
+    folder = tmp_path_factory.mktemp("metering")
+    plan = {"id": "solo", "display_name": "Solo", "price": "50", "default_cap_tokens": 2000}
+    price = {"prompt_price_per_thousand": "0.75", "completion_price_per_thousand": "0.75"}
+    model: dict[str, Any] = {
+        "id": MODEL,
+        "display_name": MODEL,
+        "default_completion_tokens": DEFAULT_COMPLETION_TOKENS,
+    }
+    model["released"] = date(2024, 9, 19)
+    (folder / "plans.yaml").write_text(yaml.safe_dump({"plans": [plan], "models": [model | price]}))
+    database = make_database()
+    with ExitStack() as stack:
+        ledger_url = stack.enter_context(make_ledger_service(database))
+        billing = make_billing_app(
+            BillingSettings(
+                database_url=SecretStr(database.url_as("darktree_billing")),
+                ledger_url=ledger_url,
+                ledger_token=SecretStr(billing_token),
+                gateway_token=SecretStr(gateway_token),
+                admin_token=SecretStr(ADMIN_TOKEN),
+                key_pepper=SecretStr("a pepper that only the tests know"),
+                plans_file=folder / "plans.yaml",
+            )
+        )
+        billing_url = stack.enter_context(serving_context(billing))
+        http = stack.enter_context(httpx.Client(timeout=60))
+        yield Services(ledger_url, billing_url, gateway_token, folder, http, serving_context)
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def metered(request: pytest.FixtureRequest, services: Services) -> Iterator[Metered]:
+    """A gateway before the simulator, and then one before a real vLLM."""
+    with ExitStack() as stack:
+        yield services.gateway(request.getfixturevalue(request.param), request.param, stack)
+
+
+@pytest.fixture(params=ENGINES)
+def paced(request: pytest.FixtureRequest, services: Services) -> Iterator[Metered]:
+    """A gateway before an engine that makes one token at a time: vLLM, or the simulator at a set speed."""
+    name = "paced_simulator" if request.param == "simulator" else request.param
+    with ExitStack() as stack:
+        yield services.gateway(request.getfixturevalue(name), name, stack)
+
+
+@pytest.fixture
+def customer(metered: Metered) -> Customer:
+    return metered.customer()
+
+
+def usage_of(answer: httpx.Response) -> dict[str, int]:
+    """Return the usage of an answer, plain or streamed, which says it exactly once."""
+    assert answer.status_code == 200, answer.text
+    if not answer.headers["content-type"].startswith("text/event-stream"):
+        usage: dict[str, int] = answer.json()["usage"]
+        return usage
+    events = [event.removeprefix("data: ") for event in answer.text.split("\n\n") if event]
+    assert events[-1] == "[DONE]"
+    found = [usage for event in events[:-1] if (usage := json.loads(event).get("usage"))]
+    assert len(found) == 1
+    return dict(found[0])
+
+
+# Each request with its charge, (prompt tokens, completion tokens): the same for both engines, streamed or not.
+CASES: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
+    "chat": (CHAT, {"max_tokens": 20}, (24, 20)),
+    "chat to the default length": (CHAT, {}, (24, 64)),
+    "chat with three answers": (CHAT, {"max_tokens": 9, "n": 3}, (24, 27)),
+    "chat in other scripts": (CHAT, {"messages": [{"role": "user", "content": "é树😀"}], "max_tokens": 3}, (28, 3)),
+    "chat cut down to the context": (CHAT, {"messages": LONG, "max_tokens": 1000}, (1009, 15)),
+    "chat with log probabilities": (CHAT, {"max_tokens": 5, "logprobs": True, "top_logprobs": 2}, (24, 5)),
+    "chat with tools": (CHAT, {"max_tokens": 5, "tools": [TOOL], "tool_choice": "none"}, (207, 5)),
+    "completion": (COMPLETIONS, {"max_tokens": 7}, (5, 7)),
+    "completion to the default length": (COMPLETIONS, {}, (5, 16)),
+    "completion of two prompts": (COMPLETIONS, {"prompt": ["a", "bcd"], "max_tokens": 6}, (4, 12)),
+    "completion of two prompts, twice": (COMPLETIONS, {"prompt": ["a", "bcd"], "max_tokens": 6, "n": 2}, (4, 24)),
+    "completion of token ids": (COMPLETIONS, {"prompt": [[104], [105, 106]], "max_tokens": 2}, (3, 4)),
+    "completion with its echo": (COMPLETIONS, {"max_tokens": 4, "echo": True}, (5, 4)),
+}  # fmt: skip
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "streamed": {"stream": True},
+    "streamed with usage": {"stream": True, "stream_options": {"include_usage": True}},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", CASES)
+def test_the_charge_is_the_usage_and_the_engines_own_count(metered: Metered, case: str, way: str) -> None:
+    path, fields, (prompt_tokens, completion_tokens) = CASES[case]
+    customer, before, metered_before = metered.customer(), metered.counters(), metered.metered()
+    answer = customer.ask(path, **fields, **WAYS[way])
+    usage = usage_of(answer)
+    after = metered.counters()
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (prompt_tokens, completion_tokens)
+    assert after[1] - before[1] == completion_tokens
+    # The engine counts the prompt once for each of `n` answers; usage, and so the bill, counts it once.
+    assert after[0] - before[0] == prompt_tokens * fields.get("n", 1)
+    [charge] = customer.charges()
+    assert charge["entry_id"] == answer.headers["x-darktree-entry-id"]
+    assert charge["request_id"] == answer.headers["x-request-id"]
+    assert (charge["prompt_tokens"], charge["completion_tokens"]) == (prompt_tokens, completion_tokens)
+    assert charge["amount_nanos"] == (prompt_tokens + completion_tokens) * PRICE_NANOS
+    account = customer.account()
+    assert (account["open_holds"], account["day_tokens"]) == (0, prompt_tokens + completion_tokens)
+    counted = metered.metered()
+    assert (counted[0] - metered_before[0], counted[1] - metered_before[1]) == (
+        prompt_tokens,
+        completion_tokens,
+    )
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+@pytest.mark.parametrize(
+    ("path", "fields", "spare_tokens", "each"),
+    [
+        (CHAT, {"max_tokens": 50}, 10, 10),
+        (CHAT, {"max_tokens": 50}, 1, 1),
+        (CHAT, {}, 10, 10),
+        (CHAT, {"max_tokens": 50, "n": 2}, 11, 5),
+        (COMPLETIONS, {"max_tokens": 50}, 10, 10),
+        (COMPLETIONS, {"prompt": ["a", "bcd"], "max_tokens": 50, "n": 2}, 23, 5),
+    ],
+)
+def test_the_last_request_of_a_day_ends_exactly_at_the_cap(
+    metered: Metered, path: str, fields: dict[str, Any], spare_tokens: int, each: int, stream: bool
+) -> None:
+    prompt_tokens = HELLO_TOKENS if path == CHAT else 4 if "prompt" in fields else 5
+    answers = fields.get("n", 1) * len(fields.get("prompt", "1"))
+    cap_tokens = prompt_tokens + spare_tokens
+    customer, before = metered.customer(cap_tokens=cap_tokens), metered.counters()
+    answer = customer.ask(path, **fields, stream=stream)
+    usage = usage_of(answer)
+    assert usage["completion_tokens"] == each * answers
+    assert answer.headers["x-darktree-clamped-max-tokens"] == str(each)
+    reasons = re.findall(r'"finish_reason": ?"(\w+)"', answer.text)
+    assert reasons == ["length"] * answers
+    assert metered.counters()[1] - before[1] == each * answers
+    account = customer.account()
+    assert account["day_tokens"] == usage["total_tokens"] == prompt_tokens + each * answers
+    # Answers share what is left in whole tokens; a single one uses it to the last.
+    assert 0 <= cap_tokens - account["day_tokens"] < answers
+    refused = customer.ask(path, **fields, stream=stream)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert metered.counters()[1] - before[1] == each * answers
+
+
+def test_the_last_request_of_a_balance_spends_it_to_the_last_token(metered: Metered) -> None:
+    customer = metered.customer(dollars="0.0225")  # 30 tokens
+    answer = customer.ask(CHAT, max_tokens=50)
+    assert usage_of(answer)["completion_tokens"] == 30 - HELLO_TOKENS
+    assert answer.json()["choices"][0]["finish_reason"] == "length"
+    assert customer.account()["balance_nanos"] == 0
+    refused = customer.ask(CHAT, max_tokens=1)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "credit_balance_exhausted")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+def test_tokens_of_a_stop_string_are_charged_as_the_engine_counts_them(
+    metered: Metered, customer: Customer, stream: bool
+) -> None:
+    options: dict[str, Any] = {"max_tokens": 60, "seed": 11, "temperature": 0}
+    text = customer.ask(COMPLETIONS, **options).json()["choices"][0]["text"]
+    stop = text[10:13]
+    before = metered.counters()
+    answer = customer.ask(COMPLETIONS, **options, stop=stop, stream=stream)
+    usage, after = usage_of(answer), metered.counters()
+    assert '"finish_reason":"stop"' in answer.text.replace(" ", "")
+    assert usage["completion_tokens"] == after[1] - before[1] < 60
+    assert customer.charges()[0]["completion_tokens"] == usage["completion_tokens"]
+    # What was hidden from the answer was generated too.
+    assert usage["completion_tokens"] >= len(text[: text.index(stop)]) + len(stop)
+
+
+PLAIN_CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": (CHAT, {"temperature": 0, "max_tokens": 40}),
+    "chat that ends by itself": (CHAT, {"seed": 4, "max_tokens": 400, "ignore_eos": False}),
+    "chat with two answers": (CHAT, {"seed": 4, "n": 2, "max_tokens": 30}),
+    "chat with log probabilities": (CHAT, {"temperature": 0, "max_tokens": 9, "logprobs": True}),
+    "chat with alternatives": (CHAT, {"seed": 4, "n": 2, "max_tokens": 9, "logprobs": True, "top_logprobs": 3}),
+    "chat with a stop string": (CHAT, {"temperature": 0, "max_tokens": 60, "stop": ["a", "|"]}),
+    "chat with token ids": (CHAT, {"temperature": 0, "max_tokens": 9, "return_token_ids": True}),
+    "completion": (COMPLETIONS, {"temperature": 0, "max_tokens": 40}),
+    "completion of two prompts, twice": (COMPLETIONS, {"prompt": ["ab", "c"], "seed": 4, "n": 2, "max_tokens": 9}),
+    "completion with log probabilities": (COMPLETIONS, {"temperature": 0, "max_tokens": 9, "logprobs": 2}),
+    "completion with its echo": (COMPLETIONS, {"temperature": 0, "max_tokens": 9, "echo": True}),
+    "completion of two echoes": (COMPLETIONS, {"prompt": ["ab", "c"], "temperature": 0, "max_tokens": 9, "echo": True}),
+    "completion of ids": (COMPLETIONS, {"prompt": [104, 105], "temperature": 0, "max_tokens": 9}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PLAIN_CASES)
+def test_a_plain_answer_is_the_one_that_the_engine_gives_by_itself(
+    metered: Metered, customer: Customer, case: str
+) -> None:
+    path, fields = PLAIN_CASES[case]
+    own = metered.services.http.post(metered.engine.base_url + path, json=body_of(path, **fields))
+    served = customer.ask(path, **fields)
+    assert served.status_code == own.status_code == 200, (served.text, own.text)
+    assert comparable(served.json()) == comparable(own.json())
+
+
+def comparable(answer: Any) -> Any:
+    """Leave out what differs from call to call, and members that say nothing."""
+    if isinstance(answer, dict):
+        left = {"id", "created"} | {name for name, value in answer.items() if value is None}
+        return {name: comparable(value) for name, value in answer.items() if name not in left}
+    if isinstance(answer, list):
+        return [comparable(value) for value in answer]
+    # The same sums in another batch differ in their last digits.
+    return pytest.approx(answer, abs=1e-3) if isinstance(answer, float) else answer
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "code", "param"),
+    [
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": "a" * 2000}]},
+            "context_length_exceeded",
+            "messages",
+        ),
+        (CHAT, {"max_tokens": 1025}, "context_length_exceeded", "max_tokens"),
+        (CHAT, {"messages": LONG + LONG}, "context_length_exceeded", "messages"),
+        (COMPLETIONS, {"prompt": "a" * 2000}, "context_length_exceeded", "prompt"),
+        (COMPLETIONS, {"prompt": ["a", "a" * 2000]}, "context_length_exceeded", "prompt"),
+        (COMPLETIONS, {"prompt": [97] * 2000}, "context_length_exceeded", "prompt"),
+        (COMPLETIONS, {"prompt": [9999], "max_tokens": 3}, "invalid_value", None),
+        (CHAT, {"top_p": 0, "max_tokens": 3}, "invalid_value", "top_p"),
+        (CHAT, {"n": 2, "temperature": 0, "max_tokens": 3}, "invalid_value", None),
+        (CHAT, {"tools": [TOOL], "max_tokens": 3}, "invalid_value", None),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+def test_what_the_engine_refuses_is_refused_in_openais_words_and_costs_nothing(
+    metered: Metered, customer: Customer, path: str, fields: dict[str, Any], code: str, param: str | None, stream: bool
+) -> None:  # fmt: skip
+    before, account = metered.counters(), customer.account()
+    answer = customer.ask(path, **fields, stream=stream)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", code, param)
+    assert metered.counters() == before
+    assert customer.settled()["balance_nanos"] == account["balance_nanos"]
+    assert customer.charges() == []
+
+
+@pytest.mark.parametrize(
+    ("answers", "chunks"), [(1, 1), (1, 3), (1, 40), (1, 200), (2, 5), (2, 60)], ids=lambda value: str(value)
+)
+def test_a_stream_that_is_left_costs_what_had_reached_the_gateway_and_the_engine_stops(
+    paced: Metered, answers: int, chunks: int
+) -> None:
+    if paced.lane == "paced_simulator":
+        chunks = min(chunks, 40)
+    customer, before, metered_before = paced.customer(), paced.counters(), paced.metered()
+    body = body_of(CHAT, max_tokens=900, n=answers, stream=True)
+    body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+    seen: dict[int, int] = {}
+    with paced.services.http.stream(
+        "POST", paced.url + CHAT, json=body, headers=customer.headers
+    ) as response:
+        read = 0
+        for line in response.iter_lines():
+            if line.startswith("data: "):
+                chunk = json.loads(line.removeprefix("data: "))
+                seen[chunk["choices"][0]["index"]] = chunk["usage"]["completion_tokens"]
+                read += 1
+            if read == chunks:
+                break
+    assert_left(paced, customer, before, metered_before, answers, sum(seen.values()))
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 25, 150])
+def test_a_plain_request_that_is_left_costs_what_had_reached_the_gateway_and_the_engine_stops(
+    paced: Metered, tokens: int
+) -> None:
+    if paced.lane == "paced_simulator":
+        tokens = min(tokens, 25)
+    customer, before, metered_before = paced.customer(), paced.counters(), paced.metered()
+    content = json.dumps(body_of(CHAT, max_tokens=900)).encode()
+    host, _, port = paced.url.removeprefix("http://").partition(":")
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {customer.key}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + content)
+        until(lambda: paced.tap.completion_tokens() >= tokens, "it is generated")
+    # What the gateway's socket held when the client left may not have been read any more.
+    assert_left(paced, customer, before, metered_before, 1, max(0, tokens - OVERRUN_TOKENS))
+
+
+def assert_left(
+    paced: Metered,
+    customer: Customer,
+    before: tuple[int, int],
+    metered_before: tuple[int, int],
+    answers: int,
+    seen_tokens: int,
+) -> None:
+    """The charge is the last usage that the gateway read; the engine stopped; what it made past that is only shown."""
+    account = customer.settled()
+    after = paced.counters()  # waits until nothing runs
+    charges = customer.charges()
+    assert [charge["outcome"] for charge in charges] == ["abandoned"] * len(charges)
+    charged = sum(charge["completion_tokens"] for charge in charges)
+    # Who left before the engine said anything pays nothing; else the prompt, once, and what was told.
+    assert len(charges) == 1 or not seen_tokens
+    prompts = HELLO_TOKENS * len(charges)
+    assert account["day_tokens"] == prompts + charged
+    generated = after[1] - before[1]
+    assert after[0] - before[0] in {HELLO_TOKENS * answers, prompts}
+    assert seen_tokens <= charged <= generated < 900
+    assert generated - charged <= OVERRUN_TOKENS * answers, (charged, generated)
+    if answers == 1 and charges:
+        said = [usage["completion_tokens"] for usage in paced.tap.usages()]
+        assert charged in said
+        assert said[-1] - charged <= OVERRUN_TOKENS
+
+    print(
+        "FIG",
+        paced.lane,
+        answers,
+        seen_tokens,
+        charged,
+        generated,
+        paced.tap.completion_tokens(),
+        file=sys.__stderr__,
+    )
+    for _ in range(STANDS_STILL_READS):
+        assert paced.counters() == after
+    # The gateway's own metrics show the difference, and only there is it seen.
+    until(lambda: paced.metric(ENGINE_TOKENS, "completion") == after[1], "the engine's count shows")
+    assert paced.metered()[1] - metered_before[1] == charged
