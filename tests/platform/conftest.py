@@ -102,9 +102,13 @@ async def ask(
     body: Mapping[str, Any],
     *,
     leave_after: float | None = None,
+    leave_early: bool = False,
     on_first_bytes: Callable[[], None] = lambda: None,
 ) -> Answer:
-    """Send one request to the end, or leave it after so many seconds; never raises for what a server does."""
+    """Send one request to the end; never raises for what a server does.
+
+    It can be left after so many seconds, or early: when its answer begins.
+    """
     path = "/chat/completions" if "messages" in body else "/completions"
     headers = {"Authorization": f"Bearer {customer.key}"}
     known: dict[str, Any] = {"customer_id": customer.id}
@@ -121,6 +125,9 @@ async def ask(
                 if not content:
                     on_first_bytes()
                 content += part
+                if leave_early and response.status == 200:
+                    response.close()
+                    return Answer(**known)
     except (aiohttp.ClientError, TimeoutError, OSError):
         return Answer(**known)
     if known["status"] != 200:
@@ -144,10 +151,8 @@ def _events(content: bytes) -> list[dict[str, Any]]:
 class Platform:
     """A running `darktree up`."""
 
-    popen: subprocess.Popen[bytes]
     data_dir: Path
     ready: Mapping[str, str]
-    err: Path
     numbers: Iterator[int] = field(default_factory=lambda: iter(range(1, 10_000)))
 
     @property
@@ -369,7 +374,7 @@ def _started(speeds: Mapping[str, int], gateways: int, **settings: str) -> Itera
             ready = folder / "ready.json"
             wait_until(lambda: ready.exists() or popen.poll() is not None, "it is ready", START_SECONDS)
             assert popen.poll() is None, (folder / "err").read_text()
-            yield Platform(popen, folder / "data", json.loads(ready.read_text()), folder / "err")
+            yield Platform(folder / "data", json.loads(ready.read_text()))
         finally:
             _stop(popen)
             print((folder / "err").read_text())  # what the supervisor said, beside a failure
