@@ -52,6 +52,7 @@ def create_app(
         lifespan=lifespan,  # type: ignore[arg-type]
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a path with a slash too many is another path, and not known
     )
     app.stand_before(service, before, trust_request_id)
     describe_refusals(app)
