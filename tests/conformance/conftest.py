@@ -131,7 +131,9 @@ class Platform:
 
     def admin(self, method: str, path: str, **options: Any) -> Any:
         headers = {"Authorization": f"Bearer {self.ready['admin_token']}"}
-        answer = httpx.request(method, f"{self.ready['admin_url']}/admin{path}", headers=headers, **options)
+        answer = self.http.request(
+            method, f"{self.ready['admin_url']}/admin{path}", headers=headers, **options
+        )
         assert answer.status_code < 400, answer.text
         return answer.json()
 
@@ -151,7 +153,7 @@ class Platform:
 
     def account(self, customer_id: str) -> dict[str, Any]:
         headers = {"Authorization": f"Bearer {self.secrets['ledger_gateway_token']}"}
-        answer = httpx.get(f"{self.url('ledger')}/v1/accounts/{customer_id}", headers=headers)
+        answer = self.http.get(f"{self.url('ledger')}/v1/accounts/{customer_id}", headers=headers)
         assert answer.status_code == 200, answer.text
         found: dict[str, Any] = answer.json()
         return found
@@ -159,15 +161,15 @@ class Platform:
     def faults(self, lane: str, **faults: Any) -> None:
         """Break a simulated lane, or mend it when nothing is named."""
         url = self.url(f"lane-{lane}") + "/faults"
-        httpx.delete(url).raise_for_status()
+        self.http.delete(url).raise_for_status()
         if faults:
-            httpx.post(url, json=faults).raise_for_status()
+            self.http.post(url, json=faults).raise_for_status()
 
     def engine_calls(self) -> dict[str, float]:
         """Return what grows whenever any engine is asked anything: it answers, counts, or refuses."""
         urls = {name: process["url"] for name, process in self.record["processes"].items()}
         texts = {
-            name: httpx.get(f"{url}/metrics").text
+            name: self.http.get(f"{url}/metrics").text
             for name, url in urls.items()
             if name.startswith(("lane-", "gateway-"))
         }
