@@ -97,7 +97,7 @@ def test_what_is_no_object_of_json_is_not_parsed(customer: Any, path: str, case:
     assert_refused(customer.post(path, content=RAW[case], headers=JSON), 400, "invalid_json", None)
 
 
-FIELDS: dict[str, tuple[str, dict[str, Any], str, str | None]] = {
+FIELDS: dict[str, tuple[str, dict[str, Any], str | None, str]] = {
     "no model": (CHAT, chat(model=...), "missing_required_parameter", "model"),
     "a number for the model": (CHAT, chat(model=3), "invalid_type", "model"),
     "an empty model": (CHAT, chat(model=""), "invalid_type", "model"),
