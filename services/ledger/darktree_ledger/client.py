@@ -31,7 +31,6 @@ from darktree_ledger.schemas import (
     Result,
 )
 
-MAX_BATCHES_IN_FLIGHT = 2
 MAX_WAITING_OPERATIONS = 20_000
 CHECK_TIMEOUT_SECONDS = 600.0
 
