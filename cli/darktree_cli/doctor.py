@@ -14,8 +14,8 @@ from darktree_cli.connection import DataDirOption, Found, find
 from darktree_cli.output import Output, OutputOption, show
 from darktree_cli.settings import Settings
 from darktree_cli.state import PlatformRecord, ProcessRecord
-from darktree_cli.version import VERSION
 from darktree_kit.errors import ApiError
+from darktree_kit.version import VERSION
 
 # What the gateway's journal calls its files.
 JOURNAL_SUFFIX = ".journal.jsonl"

@@ -7,8 +7,8 @@ import typer
 
 from darktree_cli import caps, credits, customers, doctor, keys, ledger, migrations, plans, up
 from darktree_cli.connection import NoPlatform
-from darktree_cli.version import VERSION
 from darktree_kit.errors import ApiError, Unreachable
+from darktree_kit.version import VERSION
 
 EXIT_REFUSED = 1
 EXIT_NO_PLATFORM = 3

@@ -15,8 +15,8 @@ from darktree_cli.platform import Plan, Process, Stage
 from darktree_cli.probes import Probes
 from darktree_cli.processes import Supervisor
 from darktree_cli.state import DataDir, PlatformRecord, write_private
-from darktree_cli.version import VERSION
 from darktree_kit import clock
+from darktree_kit.version import VERSION
 
 Say = Callable[[str], None]
 

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from darktree_kit import clock, ids, logs, metrics
 from darktree_kit.errors import ApiError, BadRequest, Unavailable
 from darktree_kit.openapi import describe_refusals
+from darktree_kit.version import VERSION
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 Readiness = Callable[[], Awaitable[None]]
@@ -48,7 +49,7 @@ def create_app(
     app = ServiceApp(
         title=title,
         description=description,
-        version="0.1.0",
+        version=VERSION,
         lifespan=lifespan,  # type: ignore[arg-type]
         docs_url=None,
         redoc_url=None,
