@@ -45,18 +45,28 @@ def shared_url(make_database: Callable[[], Any], make_ledger_service: Callable[[
         yield url
 
 
+def batch_sizes(ledger_url: str) -> tuple[float, float]:
+    """Return how many batches, and operations in them, this process has applied so far."""
+    text = httpx.get(f"{ledger_url}/metrics").text
+    batches, operations = (
+        float(text.split(f"darktree_ledger_batch_operations_{what} ")[1].split()[0])
+        for what in ("count", "sum")
+    )
+    return batches, operations
+
+
 async def test_operations_that_wait_together_are_applied_together(
     gateway: LedgerClient, billing: LedgerClient, build: Any, ledger_url: str
 ) -> None:
     await billing.apply(build.grant("acme", 50 * build.dollar))
+    sizes = batch_sizes(ledger_url)
     results = await asyncio.gather(*(gateway.apply(build.hold("acme", 1, 3)) for _ in range(300)))
     granted = [result for result in results if result.outcome == "done"]
     assert sum(1 + (result.completion_tokens or 0) for result in granted) == 1_000
     assert {result.reason for result in results if result.outcome != "done"} == {"in_flight"}
-    async with httpx.AsyncClient() as http:
-        text = (await http.get(f"{ledger_url}/metrics")).text
-    batches = float(text.split("darktree_ledger_batch_operations_count ")[1].split()[0])
-    operations = float(text.split("darktree_ledger_batch_operations_sum ")[1].split()[0])
+    batches, operations = (
+        after - before for after, before in zip(batch_sizes(ledger_url), sizes, strict=True)
+    )
     assert operations / batches > 10
 
 

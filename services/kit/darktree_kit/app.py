@@ -119,18 +119,24 @@ class Front:
         scope.setdefault("state", {})["request_id"] = request_id
         token = logs.request_id.set(request_id)
         status = 0
+        answered = False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message.setdefault("headers", [])
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            else:
+                answered = not message.get("more_body", False)
             await send(message)
 
         try:
             await self.app(scope, receive, send_with_id)
         except Exception as error:
+            if answered:
+                _log.exception("unhandled error")  # the framework has answered it already
+                return
             if status:
                 _log.exception("failed after the answer had begun")
                 raise
@@ -187,9 +193,7 @@ def _unhandled() -> ApiError:
 
 
 async def _answer_unhandled_error(request: Request, _: Exception) -> Response:
-    return await _answer_api_error(
-        request, _unhandled()
-    )  # the framework raises it again, and the front logs it
+    return await _answer_api_error(request, _unhandled())  # it is raised again, and the front logs it
 
 
 async def _answer_validation_error(request: Request, error: Exception) -> Response:
