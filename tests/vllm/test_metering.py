@@ -19,6 +19,8 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import SecretStr
 from starlette.types import ASGIApp
 
@@ -183,7 +185,6 @@ class Metered:
         return Customer(name, key, self)
 
     def metric(self, name: str, kind: str) -> int:
-        """Return what the gateway's own metric says of this lane, and of this engine where it tells them apart."""
         text = self.services.http.get(f"{self.url}/metrics").text
         endpoint = f'endpoint="{self.tap.url}",' if name == ENGINE_TOKENS else ""
         sample = rf'^{name}\{{{endpoint}kind="{kind}",lane="{self.lane}"\}} (\S+)$'
@@ -233,7 +234,6 @@ def _sum_of(exposition: str, name: str) -> int:
 
 
 def body_of(path: str, **fields: Any) -> dict[str, Any]:
-    """A request that goes on to its limit, unless `fields` say otherwise."""
     prompt = {"messages": HELLO} if path == CHAT else {"prompt": "hello"}
     return {"model": MODEL, "ignore_eos": True} | prompt | fields
 
@@ -420,6 +420,31 @@ def test_tokens_of_a_stop_string_are_charged_as_the_engine_counts_them(
     assert usage["completion_tokens"] >= len(text[: text.index(stop)]) + len(stop)
 
 
+OPTIONS: dict[str, st.SearchStrategy[Any]] = {
+    "n": st.integers(1, 4), "stream": st.booleans(), "temperature": st.floats(0, 2), "top_p": st.floats(0, 1),
+    "stop": st.text(max_size=3), "ignore_eos": st.booleans(), "min_tokens": st.integers(0, 6),
+    "logit_bias": st.dictionaries(st.integers(0, 300).map(str), st.floats(-100, 100), max_size=2),
+    "response_format": st.sampled_from([{"type": "json_object"}, {"type": "structural_tag"}, {}]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_whatever_is_asked_the_charge_is_the_engines_own_count(
+    metered: Metered, customer: Customer, path: str
+) -> None:
+    @settings(max_examples=60, deadline=None, derandomize=True, database=None)
+    @given(st.fixed_dictionaries({}, optional=OPTIONS))
+    def check(options: dict[str, Any]) -> None:
+        before, used = metered.counters(), customer.account()["day_tokens"]
+        answer = customer.ask(path, max_tokens=6, **options)
+        assert answer.status_code in {200, 400}, answer.text
+        usage = usage_of(answer) if answer.status_code == 200 else {"completion_tokens": 0, "total_tokens": 0}
+        assert metered.counters()[1] - before[1] == usage["completion_tokens"]
+        assert customer.settled()["day_tokens"] - used == usage["total_tokens"]
+
+    check()
+
+
 PLAIN_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "chat": (CHAT, {"temperature": 0, "max_tokens": 40}),
     "chat that ends by itself": (CHAT, {"seed": 4, "max_tokens": 400, "ignore_eos": False}),
@@ -449,7 +474,6 @@ def test_a_plain_answer_is_the_one_that_the_engine_gives_by_itself(
 
 
 def comparable(answer: Any) -> Any:
-    """Leave out what differs from call to call, and members that say nothing."""
     if isinstance(answer, dict):
         left = {"id", "created"} | {name for name, value in answer.items() if value is None}
         return {name: comparable(value) for name, value in answer.items() if name not in left}
