@@ -37,7 +37,7 @@ from stage import (
 from darktree_ledger.client import LedgerClient
 
 FSYNC_ROUNDS = 200
-KEYS = 4
+_CALIBRATION = [{"number": number, "text": str(number)} for number in range(200)]
 WARM_UP_SECONDS = 2.0
 
 
@@ -147,6 +147,16 @@ def fsync_milliseconds() -> float:
     return statistics.median(times) * 1000
 
 
+def calibration_microseconds() -> float:
+    """Return how long a fixed piece of Python takes now: on shared machines it varies by two within an hour."""
+    times = []
+    for _ in range(200):
+        started = time.perf_counter()
+        json.loads(json.dumps(_CALIBRATION))
+        times.append(time.perf_counter() - started)
+    return statistics.median(times) * 1e6
+
+
 def report(
     rows: list[Row], ledger: dict[str, float], stopped: dict[str, object], memory: dict[str, float]
 ) -> str:
@@ -154,7 +164,8 @@ def report(
     lines = [
         f"{time.strftime('%Y-%m-%d', time.gmtime())}, {psutil.cpu_count()} cores ({_processor()}), "
         f"{psutil.virtual_memory().total // 2**30} GiB, {machine.system()} {machine.release().split('-')[0]}, "
-        f"Python {machine.python_version()}; one durable 8 KiB write: {fsync_milliseconds():.2f} ms. "
+        f"Python {machine.python_version()}; one durable 8 KiB write: {fsync_milliseconds():.2f} ms; "
+        f"200 small objects to JSON and back: {calibration_microseconds():.0f} us. "
         "Load, upstream, gateways, ledger and Postgres share the cores.",
         "",
         "| load | connections | requests a second | p50 ms | p99 ms | added p50 ms | CPU us a request: gateway | "

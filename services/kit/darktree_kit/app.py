@@ -159,7 +159,7 @@ class Front:
         route = scope["state"].get("route") or getattr(scope.get("route"), "path", "other")
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
         metrics.count_request(self.service, route, method, status, seconds)
-        if scope["path"] not in _QUIET_PATHS:
+        if scope["path"] not in _QUIET_PATHS and not (scope["state"].get("quiet") and status < 400):
             fields = {
                 "method": method,
                 "route": route,

@@ -60,7 +60,14 @@ class InternalClient:
         """Send one request and return the answer's body. `json` is encoded; `body` is sent as it is."""
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS)
-            self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout)
+            # Cookies, compression and what a browser would send cost as much as the call itself.
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                timeout=self._timeout,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+            )
         sent_headers = self._headers | dict(headers or {})
         if (request_id := logs.request_id.get()) is not None:
             sent_headers["X-Request-Id"] = request_id

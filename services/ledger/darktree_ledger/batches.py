@@ -39,7 +39,7 @@ class Batches:
         if scope["path"] != PATH or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
-        scope["state"]["route"] = PATH
+        scope["state"] |= {"route": PATH, "quiet": True}  # each request has its line in the gateway's log
         state = scope["app"].state
         callers: Callers = state.callers
         caller = callers.name_of(_authorization(scope))
