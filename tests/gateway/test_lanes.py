@@ -93,7 +93,7 @@ def test_a_changed_file_is_read_again_and_a_broken_one_keeps_the_last_good_table
     path.write_text(yaml.safe_dump(make_lane("a", "m", "http://a:1")))
     assert lanes.poll()
     assert not lanes.poll()
-    for broken in ("{", "kind: InferenceLane", "[1, 2", "a: \x00"):
+    for broken in ("", "{", "kind: InferenceLane", "[1, 2", "a: \x00"):
         path.write_text(broken)
         os.utime(path, ns=(0, hash(broken) % 10**9))
         assert not lanes.poll()

@@ -81,6 +81,8 @@ class LaneFile:
             if facts.st_size > MAX_FILE_BYTES:
                 raise ValueError(f"the file has more than {MAX_FILE_BYTES} bytes")
             table = LaneTable(parse_lanes(self.path.read_text(encoding="utf-8")))
+            if self.loaded and not table.lanes:
+                raise ValueError("the file holds no lane: perhaps it is just being written")
         except (OSError, ValueError, yaml.YAMLError) as error:
             _log.error(
                 "the lanes' file cannot be used", extra={"error": str(error)[:500], "kept": self.loaded}
