@@ -1,6 +1,5 @@
 """The ledger's operations, called as its service's role calls them, and the builders of their bodies."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,9 +40,7 @@ class Ledger:
         body = OPERATIONS.dump_json(list(operations)).decode()
         row = self.runtime.execute("SELECT ledger.apply(%s::jsonb)", [body]).fetchone()
         assert row is not None
-        return RESULTS.validate_python(
-            [result | {"outcome": result["outcome"]} for result in json.loads(row[0])]
-        )
+        return RESULTS.validate_json(row[0])
 
     def one(self, operation: Operation) -> Result:
         return self.apply(operation)[0]
