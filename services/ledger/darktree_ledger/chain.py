@@ -2,9 +2,10 @@
 
 An entry's hash is SHA-256 over a zero byte, the entry's bytes and the hash before it. The bytes: the version's text,
 then each of its fields in order, as a four-byte big-endian length and its content; a missing one is the length
-ffffffff alone. Integers are eight bytes, big-endian, two's complement; `usage_day` is four bytes of days and `recorded_at` eight
-bytes of microseconds since 1970-01-01 UTC; ids are their sixteen bytes; text is UTF-8. `ledger.entry_hash` says the same in
-SQL, and a test compares them. `document_hash` does it for an entry as it is exported, in a few microseconds.
+ffffffff alone. Integers are eight bytes, big-endian, two's complement; `usage_day` is four bytes of days and
+`recorded_at` eight bytes of microseconds since 1970-01-01 UTC; ids are their sixteen bytes; text is UTF-8.
+`ledger.entry_hash` says the same in SQL, and a test compares them. `document_hash` does it for an entry as it is
+exported, in a few microseconds.
 """
 
 import hashlib
