@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darktree_billing.plans import (
-    MAX_FILE_BYTES,
     MAX_PLANS,
     PlansError,
     PlansFile,
@@ -17,6 +16,7 @@ from darktree_billing.plans import (
     parse_plans,
     tokens_bought,
 )
+from darktree_billing.yaml_document import MAX_FILE_BYTES
 from darktree_kit.money import MAX_AMOUNT_NANOS, parse_dollars
 from darktree_ledger.schemas import MAX_PRICE_NANOS
 

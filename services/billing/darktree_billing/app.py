@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from darktree_billing import admin, internal
+from darktree_billing.books_key import load_books_key
 from darktree_billing.keys import Peppers
 from darktree_billing.plans import PlansFile
 from darktree_billing.settings import Settings
@@ -18,7 +19,7 @@ DESCRIPTION = "Plans, customers, API keys and caps. Money moves in the ledger; b
 
 
 def make_app(settings: Settings) -> FastAPI:
-    """Return the application. Raises PlansError when the plans file cannot be used."""
+    """Return the application. Raises PlansError or BooksKeyError when a file cannot be used."""
     plans_file = PlansFile(settings.plans_file)
 
     @asynccontextmanager
@@ -44,6 +45,7 @@ def make_app(settings: Settings) -> FastAPI:
     )
     app.state.plans_file = plans_file
     app.state.peppers = _peppers(settings)
+    app.state.books_key = load_books_key(settings.books_key_file)
     app.include_router(internal.router)
     app.include_router(admin.router)
     return app

@@ -5,19 +5,17 @@ billing runs; a broken file changes nothing, so that a typo cannot stop customer
 """
 
 import logging
-from collections.abc import Hashable
 from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from darktree_billing.schemas import BundleView, Catalog, ModelView, PlanView
+from darktree_billing.yaml_document import MAX_FILE_BYTES, parse_document
 from darktree_kit.money import NANOS_PER_CENT, parse_dollars, price_per_thousand
 from darktree_ledger.schemas import MAX_PRICE_NANOS, MAX_TOKENS
 
-MAX_FILE_BYTES = 1_000_000
 MAX_PLANS = 100
 MAX_MODELS = 1_000
 
@@ -115,17 +113,10 @@ class Plans(_Part):
 
 def parse_plans(content: bytes, name: str = "the plans file") -> Plans:
     """Return the plans in a file's content. Raises PlansError naming the first mistakes."""
-    if len(content) > MAX_FILE_BYTES:
-        raise PlansError(f"{name}: larger than {MAX_FILE_BYTES} bytes")
     try:
-        document = yaml.load(content, _Loader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise PlansError(f"{name}: this is not YAML: {error}") from error
-    try:
-        return Plans.model_validate(document)
-    except ValidationError as error:
-        mistakes = "; ".join(_mistake(dict(detail)) for detail in error.errors()[:5])
-        raise PlansError(f"{name}: {mistakes}") from error
+        return parse_document(content, Plans, name)
+    except ValueError as error:
+        raise PlansError(str(error)) from error
 
 
 class PlansFile:
@@ -173,31 +164,6 @@ class PlansFile:
         except OSError:
             return None
         return (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses to write one key twice, where the plain loader quietly takes the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} is written twice", key_node.start_mark
-                )
-            seen.add(key if isinstance(key, str) else id(key_node))
-        return super().construct_mapping(node, deep)
-
-
-def _mistake(detail: dict[str, Any]) -> str:
-    place = ".".join(str(part) for part in detail["loc"])
-    what = {
-        "extra_forbidden": "there is no such field; remove it or mend its name",
-        "missing": "this field is required; add it",
-        "multiple_of": "a plan's price must be a whole number of cents",
-    }.get(detail["type"], detail["msg"].removeprefix("Value error, "))
-    return f"{place}: {what}" if place else what
 
 
 def _plan_view(plan: Plan, models: list[Model]) -> PlanView:

@@ -31,3 +31,7 @@ class Settings(DatabaseSettings):
     """Which pepper that is, counted from 1."""
     key_pepper_previous: Annotated[SecretStr, Field(min_length=16)] | None = None
     """The pepper of the version before, while keys move to the present one."""
+    books_key_file: Path | None = None
+    """The signer key (Ed25519, as signed notes write it) of statements and close packs; without it none is signed."""
+    books_file: Path | None = None
+    """How accounts are named in the bookkeeper's books (YAML); without it as `examples/books.yaml` says."""

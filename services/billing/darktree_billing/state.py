@@ -1,4 +1,4 @@
-"""What endpoints take from the application: the ledger, the plans in use, the peppers.
+"""What endpoints take from the application: the ledger, the plans in use, the peppers, the key of the books.
 
 Async, though nothing is awaited: FastAPI would run a plain function in a thread.
 """
@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from darktree_billing.keys import Peppers
 from darktree_billing.plans import PlansFile
+from darktree_kit.notes import Signer
 from darktree_ledger.client import LedgerClient
 
 
@@ -27,6 +28,12 @@ async def _peppers(request: Request) -> Peppers:
     return peppers
 
 
+async def _books_key(request: Request) -> Signer | None:
+    signer: Signer | None = request.app.state.books_key
+    return signer
+
+
 TheLedger = Annotated[LedgerClient, Depends(_ledger)]
 ThePlansFile = Annotated[PlansFile, Depends(_plans_file)]
 ThePeppers = Annotated[Peppers, Depends(_peppers)]
+TheBooksKey = Annotated[Signer | None, Depends(_books_key)]
