@@ -1,6 +1,9 @@
 """Runs a service's Alembic migrations, which live inside its package, as the database's owner.
 
 Services never migrate: their roles may not. `darktree migrate` (and `darktree up`) does, before they start.
+
+Tables go up step by step. Functions have no state, so they are no steps: what lies in `migrations/functions/` is applied
+anew, in order of the files' names and in the same transaction, whenever a schema is brought to its newest revision.
 """
 
 import importlib
@@ -49,7 +52,7 @@ def upgrade(url: str, package: str, *, schema: str, revision: str = "head") -> N
             connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
             connection.commit()
             try:
-                command.upgrade(_config(connection, package, schema), revision)
+                command.upgrade(_config(connection, package, schema, newest=revision == "head"), revision)
                 connection.commit()
             finally:
                 connection.rollback()
@@ -62,18 +65,21 @@ def upgrade(url: str, package: str, *, schema: str, revision: str = "head") -> N
 def run_env(context: Any) -> None:
     """Be the body of a service's `migrations/env.py`; `context` is `alembic.context`.
 
-    Makes the two roles when they are missing: `darktree_owner`, as whom the migrations run and who therefore owns
-    what they make, and the service's runtime role `darktree_<schema>`, who gets only what a migration grants.
+    Makes the roles when they are missing: `darktree_owner`, as whom the migrations run and who therefore owns what they
+    make, and the runtime roles: `darktree_<schema>` and what the migrations name in ROLES. They get only what is granted.
     """
-    connection: Connection = context.config.attributes["connection"]
-    schema: str = context.config.attributes["schema"]
-    for role in (OWNER_ROLE, f"darktree_{schema}"):
+    attributes = context.config.attributes
+    connection: Connection = attributes["connection"]
+    schema: str = attributes["schema"]
+    for role in (OWNER_ROLE, f"darktree_{schema}", *attributes["roles"]):
         connection.execute(text(_CREATE_ROLE.format(role=role)))
     connection.execute(text(_SHARE_SCHEMA.format(owner=OWNER_ROLE, schema=schema)))
     connection.execute(text(f"SET ROLE {OWNER_ROLE}"))
     context.configure(connection=connection, version_table_schema=schema)
     with context.begin_transaction():
         context.run_migrations()
+        for file in attributes["functions"]:
+            connection.exec_driver_sql(file.read_text().replace("%", "%%"))
     connection.execute(text("RESET ROLE"))
 
 
@@ -84,11 +90,13 @@ def allow_login(url: str, role: str, password: str) -> None:
         connection.execute(statement.format(sql.Identifier(role), sql.Literal(password)))
 
 
-def _config(connection: Connection, package: str, schema: str) -> Config:
-    module = importlib.import_module(package)
-    assert module.__file__ is not None
+def _config(connection: Connection, package: str, schema: str, *, newest: bool) -> Config:
+    migrations = importlib.import_module(f"{package}.migrations")
+    folder = Path(migrations.__path__[0])
     config = Config()
-    config.set_main_option("script_location", str(Path(module.__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(folder))
     config.attributes["connection"] = connection
     config.attributes["schema"] = schema
+    config.attributes["roles"] = getattr(migrations, "ROLES", ())
+    config.attributes["functions"] = sorted((folder / "functions").glob("*.sql")) if newest else []
     return config

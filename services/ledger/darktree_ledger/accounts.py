@@ -40,6 +40,7 @@ async def account(session: AsyncSession, customer_id: str) -> AccountView:
     return AccountView(
         customer_id=customer_id,
         balance_nanos=row.balance_nanos,
+        bonus_nanos=row.bonus_nanos,
         held_nanos=int(held_nanos),
         cap_tokens=row.cap_tokens,
         day=today,
@@ -56,7 +57,7 @@ async def entries(
     session: AsyncSession, customer_id: str, *, limit: int, after: str | None, kind: str | None
 ) -> EntryPage:
     """Return a page of entries, newest first. The cursor is a sequence number, so new entries never move a page."""
-    await _must_exist(session, customer_id)
+    await must_exist(session, customer_id)
     query = select(Entry).where(col(Entry.customer_id) == customer_id)
     if after is not None:
         query = query.where(col(Entry.seq) < _cursor(after))
@@ -64,7 +65,7 @@ async def entries(
         query = query.where(col(Entry.kind) == kind)
     rows = (await session.scalars(query.order_by(col(Entry.seq).desc()).limit(limit + 1))).all()
     page = rows[:limit]
-    return EntryPage(data=[_view(row) for row in page], next=str(page[-1].seq) if len(rows) > limit else None)
+    return EntryPage(data=[view(row) for row in page], next=str(page[-1].seq) if len(rows) > limit else None)
 
 
 async def entries_of_hold(session: AsyncSession, customer_id: str, hold_id: UUID) -> list[EntryView]:
@@ -81,12 +82,12 @@ async def entries_of_hold(session: AsyncSession, customer_id: str, hold_id: UUID
         )
         .order_by(col(Entry.seq))
     )
-    return [_view(row) for row in rows]
+    return [view(row) for row in rows]
 
 
 async def days(session: AsyncSession, customer_id: str, first: date, last: date) -> list[DayView]:
     """Return the days that have anything to tell, oldest first; both ends are included."""
-    await _must_exist(session, customer_id)
+    await must_exist(session, customer_id)
     if not 0 <= (last - first).days < MAX_DAYS:
         raise BadRequest(f"first and last must be in order and at most {MAX_DAYS} days apart.", param="last")
     rows = await session.scalars(
@@ -99,7 +100,7 @@ async def days(session: AsyncSession, customer_id: str, first: date, last: date)
 
 async def cap_changes(session: AsyncSession, customer_id: str) -> Sequence[CapChangeView]:
     """Return the newest changes of the daily cap, newest first."""
-    await _must_exist(session, customer_id)
+    await must_exist(session, customer_id)
     rows = await session.scalars(
         select(CapChange)
         .where(col(CapChange.customer_id) == customer_id)
@@ -109,7 +110,8 @@ async def cap_changes(session: AsyncSession, customer_id: str) -> Sequence[CapCh
     return [CapChangeView.model_validate(row, from_attributes=True) for row in rows]
 
 
-async def _must_exist(session: AsyncSession, customer_id: str) -> None:
+async def must_exist(session: AsyncSession, customer_id: str) -> None:
+    """Raise UnknownCustomer unless the ledger has this customer's account."""
     if await session.get(Account, customer_id) is None:
         raise UnknownCustomer(customer_id)
 
@@ -120,6 +122,7 @@ def _cursor(after: str) -> int:
     return int(after)
 
 
-def _view(row: Entry) -> EntryView:
+def view(row: Entry) -> EntryView:
+    """Return an entry as its document."""
     values = row.model_dump() | {"prev_hash": row.prev_hash.hex(), "hash": row.hash.hex()}
     return EntryView.model_validate(values)

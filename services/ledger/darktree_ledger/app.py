@@ -16,17 +16,18 @@ from darktree_kit.app import create_app
 from darktree_kit.auth import Callers, require
 from darktree_kit.db import Calls, Database, Session
 from darktree_kit.openapi import refusals
-from darktree_ledger import accounts, batches, invariants, operations
+from darktree_ledger import accounts, batches, books_api, invariants, operations, proofs
 from darktree_ledger.batches import Batches
 from darktree_ledger.schemas import (
     MAX_PAGE,
+    AccountId,
     AccountView,
     CapChangeView,
     CheckReport,
-    CustomerId,
     DayView,
     EntryPage,
     EntryView,
+    Kind,
     Show,
 )
 from darktree_ledger.settings import Settings
@@ -38,7 +39,7 @@ MAX_REAPED_CUSTOMERS = 500
 
 _log = logging.getLogger(__name__)
 _Caller = Annotated[str, Depends(require("gateway", "billing"))]
-_CustomerId = Annotated[CustomerId, Path()]
+_CustomerId = Annotated[AccountId, Path()]
 router = APIRouter(prefix="/v1")
 
 
@@ -77,6 +78,8 @@ def make_app(settings: Settings) -> FastAPI:
         }
     )
     app.include_router(router, responses=refusals(400, 401, 403, 404, 413, 503))
+    app.include_router(books_api.router, responses=refusals(400, 401, 403, 404, 409, 503))
+    app.include_router(proofs.router)
     batches.describe(app)
     return app
 
@@ -93,7 +96,7 @@ async def read_entries(
     _: _Caller,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
     after: Annotated[str | None, Query(max_length=64)] = None,
-    kind: Annotated[str | None, Query(pattern="^(grant|usage|absorbed)$")] = None,
+    kind: Kind | None = None,
 ) -> EntryPage:
     return await accounts.entries(session, customer_id, limit=limit, after=after, kind=kind)
 

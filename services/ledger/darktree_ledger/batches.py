@@ -21,10 +21,10 @@ from darktree_ledger.schemas import OPERATIONS, RESULTS, Operation
 PATH = "/v1/operations"
 MAX_BODY_BYTES = 2 * 1024 * 1024
 
-# Which operations each caller may send: the gateway meters, billing grants and opens.
+# Which operations each caller may send: the gateway meters, billing administers.
 _VERBS = {
     "gateway": frozenset({"hold", "renew", "settle", "void", "show"}),
-    "billing": frozenset({"open", "grant", "cap", "show"}),
+    "billing": frozenset({"open", "grant", "adjust", "claw_back", "reinstate", "post", "cap", "show"}),
 }
 _log = logging.getLogger(__name__)
 

@@ -26,6 +26,13 @@ _DIFFERENCES = {
                    AS balance
             FROM ledger.entry GROUP BY 1) f USING (customer_id)
         WHERE a.balance_nanos <> coalesce(f.balance, 0)""",
+    "bonus_nanos": """
+        SELECT a.customer_id, coalesce(f.bonus, 0) AS expected, a.bonus_nanos AS found
+        FROM ledger.account a LEFT JOIN (
+            SELECT customer_id, sum(CASE WHEN credit_account = 'customer_credits' THEN bonus_nanos
+                                         ELSE -bonus_nanos END) AS bonus
+            FROM ledger.entry GROUP BY 1) f USING (customer_id)
+        WHERE a.bonus_nanos <> coalesce(f.bonus, 0)""",
     "held_nanos": """
         SELECT a.customer_id, coalesce(h.amount, 0) AS expected, a.held_nanos AS found
         FROM ledger.account a LEFT JOIN (
@@ -51,7 +58,7 @@ _DIFFERENCES = {
                    sum(completion_tokens) FILTER (WHERE kind = 'usage') AS completion,
                    sum(amount_nanos) FILTER (WHERE kind = 'usage') AS amount,
                    sum(prompt_tokens + completion_tokens) FILTER (WHERE kind = 'absorbed') AS absorbed
-            FROM ledger.entry WHERE usage_day IS NOT NULL GROUP BY 1, 2) e USING (customer_id, day)
+            FROM ledger.entry WHERE kind IN ('usage', 'absorbed') GROUP BY 1, 2) e USING (customer_id, day)
         WHERE (d.requests, d.prompt_tokens, d.completion_tokens, d.amount_nanos, d.absorbed_tokens)
               IS DISTINCT FROM (coalesce(e.requests, 0), coalesce(e.prompt, 0), coalesce(e.completion, 0),
                                 coalesce(e.amount, 0), coalesce(e.absorbed, 0))""",
@@ -75,7 +82,7 @@ async def check(session: AsyncSession) -> CheckReport:
         problems += [_problem(what, row) for row in rows.fetchmany(MAX_PROBLEMS)]
     problems += [problem async for problem in _broken_chains(session)]
     return CheckReport(
-        customers=await _count(session, Account),
+        customers=await _count(session, Account) - 1,  # without the house
         entries=await _count(session, Entry),
         open_holds=(
             await session.execute(select(func.count()).select_from(Hold).where(col(Hold.state) == "open"))

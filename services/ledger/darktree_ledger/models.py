@@ -7,7 +7,18 @@ from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Column, DateTime, Index, Integer, LargeBinary, Text, UniqueConstraint, text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    LargeBinary,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, MetaData, SQLModel
 
@@ -44,6 +55,7 @@ class Account(Table, table=True):
     head: bytes = Field(sa_type=LargeBinary)
     opened_by: UUID
     opened_at: datetime = _time()
+    bonus_nanos: int = _big()
 
 
 class DayUsage(Table, table=True):
@@ -102,6 +114,8 @@ class Hold(Table, table=True):
 class Operation(Table, table=True):
     """An operation that was applied once and must not be again: its id and its body."""
 
+    __table_args__ = (Index("operation_of_customer", "customer_id", "applied_at"),)
+
     operation_id: UUID = Field(primary_key=True)
     customer_id: str = _text()
     body: dict[str, Any] = Field(sa_column=Column(JSONB, nullable=False))
@@ -130,6 +144,7 @@ class Entry(Table, table=True):
 
     __table_args__ = (
         UniqueConstraint("customer_id", "seq", "recorded_at"),
+        Index("entry_not_usage", "customer_id", "seq", postgresql_where=text("kind <> 'usage'")),
         {"postgresql_partition_by": "RANGE (recorded_at)"},
     )
 
@@ -157,3 +172,5 @@ class Entry(Table, table=True):
     recorded_at: datetime = _time(primary_key=True)
     prev_hash: bytes = Field(sa_type=LargeBinary)
     hash: bytes = Field(sa_type=LargeBinary)
+    version: int = Field(sa_type=SmallInteger)
+    bonus_nanos: int = _big()

@@ -9,7 +9,7 @@ from datetime import date, datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator
 
 from darktree_kit.money import MAX_AMOUNT_NANOS
 
@@ -20,12 +20,21 @@ MAX_HOLD_SECONDS = 3_600
 MAX_PAGE = 1_000
 CUSTOMER_ID_PATTERN = r"^[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?$"
 
+HOUSE = "_house"  # the account of what concerns no customer; no customer can have this id
+
 CustomerId = Annotated[str, Field(pattern=CUSTOMER_ID_PATTERN, description="1 to 64 of a-z, 0-9, - and _.")]
+AccountId = Annotated[
+    str, Field(pattern=rf"^{HOUSE}$|{CUSTOMER_ID_PATTERN}", description=f"A customer's id, or {HOUSE}.")
+]
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Text = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Tokens = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 Price = Annotated[int, Field(ge=0, le=MAX_PRICE_NANOS)]
 Seconds = Annotated[int, Field(ge=1, le=MAX_HOLD_SECONDS)]
+Kind = Literal["grant", "usage", "absorbed", "adjustment", "refund", "dispute", "reinstatement", "posting"]
+PostedAccount = Literal[
+    "stripe_clearing", "bank", "stripe_fees", "dispute_fees", "refunds", "disputes", "sales_tax_payable"
+]
 
 
 class _Body(BaseModel):
@@ -53,6 +62,76 @@ class Grant(_Body):
     reason: Text
     actor: Name
     reference: Name | None = None
+
+
+class Adjust(_Body):
+    """Correct a balance, up or down, with a reason and an author. What is held by running requests stays untouched."""
+
+    op: Literal["adjust"] = "adjust"
+    operation_id: UUID
+    customer_id: CustomerId
+    amount_nanos: Annotated[int, Field(ge=-MAX_AMOUNT_NANOS, le=MAX_AMOUNT_NANOS)]
+    reason: Text
+    actor: Name
+    reference: Name | None = None
+
+    @field_validator("amount_nanos")
+    @classmethod
+    def _not_nothing(cls, amount: int) -> int:
+        if amount == 0:
+            raise ValueError("must not be 0")
+        return amount
+
+
+class ClawBack(_Body):
+    """Take a purchase back, refunded or disputed: what is unused of it from the balance, the rest as the house's loss.
+
+    `purchase_id` is the operation that granted it. What is unused follows from first in, first out.
+    """
+
+    op: Literal["claw_back"] = "claw_back"
+    operation_id: UUID
+    customer_id: CustomerId
+    purchase_id: UUID
+    amount_nanos: Annotated[int, Field(gt=0, le=MAX_AMOUNT_NANOS)]
+    cause: Literal["refund", "dispute"]
+    reason: Text
+    actor: Name
+    reference: Name | None = None
+
+
+class Reinstate(_Body):
+    """Undo a claw-back: the dispute was won, or the refund failed."""
+
+    op: Literal["reinstate"] = "reinstate"
+    operation_id: UUID
+    customer_id: CustomerId
+    claw_back_id: UUID
+    reason: Text
+    actor: Name
+    reference: Name | None = None
+
+
+class Post(_Body):
+    """Book what changes no balance: fees, payouts, tax. In the house's own chain unless it concerns a customer."""
+
+    op: Literal["post"] = "post"
+    operation_id: UUID
+    customer_id: CustomerId | Literal["_house"] = HOUSE
+    debit_account: PostedAccount
+    credit_account: PostedAccount
+    amount_nanos: Annotated[int, Field(gt=0, le=MAX_AMOUNT_NANOS)]
+    occurred_on: date | None = None
+    reason: Text
+    actor: Name
+    reference: Name | None = None
+
+    @field_validator("credit_account")
+    @classmethod
+    def _from_one_to_another(cls, credit: str, info: ValidationInfo) -> str:
+        if credit == info.data.get("debit_account"):
+            raise ValueError("must differ from debit_account")
+        return credit
 
 
 class ChangeCap(_Body):
@@ -129,7 +208,19 @@ class Show(_Body):
 
 
 Operation = Annotated[
-    OpenAccount | Grant | ChangeCap | Hold | Renew | Settle | Void | Show, Field(discriminator="op")
+    OpenAccount
+    | Grant
+    | Adjust
+    | ClawBack
+    | Reinstate
+    | Post
+    | ChangeCap
+    | Hold
+    | Renew
+    | Settle
+    | Void
+    | Show,
+    Field(discriminator="op"),
 ]
 OPERATIONS: TypeAdapter[list[Operation]] = TypeAdapter(
     Annotated[list[Operation], Field(min_length=1, max_length=MAX_OPERATIONS_PER_BATCH)]
@@ -155,6 +246,9 @@ class Result(BaseModel):
             "resolved",
             "unknown_customer",
             "unknown_hold",
+            "unknown_purchase",
+            "unknown_claw_back",
+            "exceeds_purchase",
             "failed",
         ]
         | None
@@ -179,6 +273,7 @@ class Result(BaseModel):
     charged_tokens: int | None = None
     absorbed_tokens: int | None = None
     amount_nanos: int | None = None
+    rest_nanos: int | None = Field(default=None, description="Of a claw-back: what the house lost.")
 
 
 RESULTS: TypeAdapter[list[Result]] = TypeAdapter(list[Result])
@@ -189,6 +284,7 @@ class AccountView(BaseModel):
 
     customer_id: str
     balance_nanos: int
+    bonus_nanos: int = Field(description="Of the balance, what was given and not bought; it is used first.")
     held_nanos: int
     cap_tokens: int
     day: date
@@ -201,17 +297,24 @@ class AccountView(BaseModel):
 
 
 class EntryView(BaseModel):
-    """One line of the ledger. `amount_nanos` moved from `debit_account` to `credit_account`."""
+    """One line of the ledger. `amount_nanos` moved from `debit_account` to `credit_account`.
 
+    Of it, `bonus_nanos` were bonus credits: when they leave the customer's credits, they go to `bonus_credits` instead.
+    """
+
+    version: int = Field(description="Of the bytes that are hashed.")
     entry_id: UUID
     customer_id: str
     seq: int
-    kind: Literal["grant", "usage", "absorbed"]
+    kind: Kind
     debit_account: str
     credit_account: str
     amount_nanos: int
+    bonus_nanos: int
     balance_after_nanos: int
-    usage_day: date | None
+    usage_day: date | None = Field(
+        description="The day of a usage; of a posting, the day on which it happened."
+    )
     hold_id: UUID | None
     key_id: str | None
     model: str | None
@@ -274,3 +377,64 @@ class CheckReport(BaseModel):
     entries: int
     open_holds: int
     problems: list[Problem]
+
+
+class AsOf(BaseModel):
+    """Where a customer stood at an instant: after the newest entry that was recorded before it."""
+
+    customer_id: str
+    at: datetime
+    balance_nanos: int
+    bonus_nanos: int
+    seq: int = Field(description="Of that entry; 0 when there is none.")
+    head: str = Field(description="Its hash, hexadecimal; before the first entry what stands there instead.")
+
+
+class TrialBalanceRow(BaseModel):
+    account: str
+    model: str | None = Field(description="Of revenue, the model that earned it.")
+    debit_nanos: int
+    credit_nanos: int
+
+
+class ClosedMonth(BaseModel):
+    """A month that is closed: what it holds never changes again."""
+
+    month: date = Field(description="Its first day.")
+    tree_size: int = Field(description="How many entries of the log it is proven by.")
+    root: str
+    checkpoint: str = Field(description="The signed note of that tree.")
+    closed_at: datetime
+
+
+class MonthTotal(BaseModel):
+    """What moved in a month: entries of one customer, day and kind from one account to another, summed."""
+
+    month: date
+    customer_id: str
+    day: date
+    kind: Kind
+    debit_account: str
+    credit_account: str
+    model: str | None
+    entries: int
+    amount_nanos: int
+    bonus_nanos: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class MonthTotals(BaseModel):
+    month: date
+    closed: ClosedMonth | None = Field(description="Null while the month is open.")
+    rows: list[MonthTotal]
+
+
+class MonthBalance(BaseModel):
+    """Where a customer stood at a month's beginning and end."""
+
+    customer_id: str
+    opening_nanos: int
+    opening_bonus_nanos: int
+    closing_nanos: int
+    closing_bonus_nanos: int

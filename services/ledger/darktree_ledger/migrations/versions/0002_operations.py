@@ -1,4 +1,4 @@
-"""The operations: the only code that moves money, and who may call it."""
+"""What an operation answers."""
 
 from darktree_ledger.migrations.statements import run_sql
 
