@@ -98,10 +98,10 @@ def _day(value: str | None) -> bytes:
 def _id(value: str | None) -> bytes:
     if value is None:
         return _MISSING
-    content = bytes.fromhex(value.replace("-", ""))
-    if len(content) != 16:
+    content = bytes.fromhex("00000010" + value.replace("-", ""))
+    if len(content) != 20:
         raise ValueError(f"{value!r} is not a UUID")
-    return b"\x00\x00\x00\x10" + content
+    return content
 
 
 def _microseconds(value: datetime) -> int:
