@@ -2,7 +2,8 @@
 
 ApiError
 ├── NotFound
-│   └── UnknownCustomer   404 unknown_customer
+│   ├── UnknownCustomer   404 unknown_customer
+│   └── NotInTheLog       404 not_in_the_log: not sealed, or not covered by a checkpoint yet
 └── Conflict
     └── OperationConflict 409 idempotency_conflict, `param` names the field
 """
@@ -19,3 +20,7 @@ class UnknownCustomer(NotFound):
 
 class OperationConflict(Conflict):
     code = "idempotency_conflict"
+
+
+class NotInTheLog(NotFound):
+    code = "not_in_the_log"

@@ -1,8 +1,12 @@
-"""What the ledger's process is told."""
+"""What the ledger's processes are told: the service's, and the sealer's."""
 
-from pydantic import SecretStr
+from pathlib import Path
+from typing import Annotated
 
-from darktree_kit.settings import DatabaseSettings, prefixed
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import NoDecode
+
+from darktree_kit.settings import DatabaseSettings, ServiceSettings, prefixed
 
 
 class Settings(DatabaseSettings):
@@ -14,3 +18,29 @@ class Settings(DatabaseSettings):
     """Admits gateways: to hold, renew, settle, void and read."""
     billing_token: SecretStr
     """Admits billing: to open accounts, grant, change caps, read and check."""
+
+
+class SealerSettings(ServiceSettings):
+    """Environment variables `DARKTREE_SEALER_*`. Only the sealer may read the key files."""
+
+    model_config = prefixed("sealer")
+
+    database_url: SecretStr
+    """Postgres, logging in as `darktree_sealer`."""
+    key_files: Annotated[list[Path], NoDecode]
+    """Files of signer keys, oldest first, with commas between. Each checkpoint is signed with all of them."""
+    anchors: Annotated[list[str], NoDecode] = Field([])
+    """Where checkpoints are also kept, with commas between: `file:///folder`, or `https://...` that takes PUT."""
+    anchor_header: SecretStr = SecretStr("")
+    """A header for PUTs to anchors, such as `Authorization: Bearer ...`."""
+    seal_seconds: float = Field(1.0, gt=0)
+    """The pause between two rounds of sealing."""
+    checkpoint_seconds: float = Field(10.0, gt=0)
+    """The least time between two checkpoints; there is none while nothing is recorded."""
+
+    @field_validator("key_files", "anchors", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return (
+            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        )
