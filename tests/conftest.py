@@ -29,6 +29,7 @@ GATEWAY_TOKEN = "gateway-token-of-the-tests"
 BILLING_TOKEN = "billing-token-of-the-tests"
 # (package, schema) of every service that has migrations.
 MIGRATED = (("darktree_ledger", "ledger"), ("darktree_billing", "billing"))
+RUNTIME_ROLES = ("darktree_ledger", "darktree_sealer", "darktree_billing")
 
 
 class TestDatabase:
@@ -78,7 +79,8 @@ def _template(postgres_url: str) -> str:
     template = TestDatabase(postgres_url, TEMPLATE)
     for package, schema in MIGRATED:
         migrate.upgrade(template.admin_url, package, schema=schema)
-        migrate.allow_login(template.admin_url, f"darktree_{schema}", "unused: the socket is trusted")
+    for role in RUNTIME_ROLES:
+        migrate.allow_login(template.admin_url, role, "unused: the socket is trusted")
     return TEMPLATE
 
 

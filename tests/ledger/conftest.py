@@ -128,9 +128,9 @@ def ledger_of(database: Any) -> Iterator[Ledger]:
 
 
 @pytest.fixture
-def ledger(make_database: Callable[[], Any]) -> Iterator[Ledger]:
-    """A ledger on a database of its own."""
-    with ledger_of(make_database()) as opened:
+def ledger(database: Any) -> Iterator[Ledger]:
+    """A ledger on the test's own database."""
+    with ledger_of(database) as opened:
         yield opened
 
 
