@@ -16,7 +16,8 @@ import orjson
 
 from darktree_kit.errors import ApiError, Unreachable
 from darktree_kit.http import InternalClient
-from darktree_ledger.errors import OperationConflict, UnknownCustomer
+from darktree_ledger.errors import NotInTheLog, OperationConflict, UnknownCustomer
+from darktree_ledger.receipts import ConsistencyProof, InclusionProof, LogKeyView, Receipt
 from darktree_ledger.schemas import (
     MAX_OPERATIONS_PER_BATCH,
     OPERATIONS,
@@ -110,6 +111,41 @@ class LedgerClient:
     async def cap_changes(self, customer_id: str) -> list[CapChangeView]:
         content = await self._http.call("GET", f"/v1/accounts/{customer_id}/cap-changes")
         return [CapChangeView.model_validate(row) for row in orjson.loads(content)]
+
+    async def receipt(self, customer_id: str, seq: int) -> Receipt | None:
+        """Return an entry with its proof under the newest checkpoint; None while no checkpoint covers it."""
+        params = {"customer_id": customer_id, "seq": str(seq)}
+        try:
+            content = await self._http.call("GET", "/v1/proofs/receipt", params=params)
+        except ApiError as error:
+            if error.answer_code == NotInTheLog.code:
+                return None
+            raise
+        return Receipt.model_validate_json(content)
+
+    async def inclusion(self, customer_id: str, seq: int, size: int | None = None) -> InclusionProof:
+        """Return what proves an entry's place in the log of `size` entries, or of the newest checkpoint's."""
+        params = {"customer_id": customer_id, "seq": str(seq)} | ({"size": str(size)} if size else {})
+        return InclusionProof.model_validate_json(
+            await self._http.call("GET", "/v1/proofs/inclusion", params=params)
+        )
+
+    async def consistency(self, first: int, second: int) -> ConsistencyProof:
+        """Return what proves that the log of `first` entries is the beginning of the log of `second`."""
+        params = {"first": str(first), "second": str(second)}
+        return ConsistencyProof.model_validate_json(
+            await self._http.call("GET", "/v1/proofs/consistency", params=params)
+        )
+
+    async def checkpoint(self, size: int | None = None) -> str:
+        """Return the newest checkpoint, or the one of this size: a signed note."""
+        path = "/log/checkpoint" if size is None else f"/log/checkpoints/{size}"
+        return (await self._http.call("GET", path)).decode()
+
+    async def log_keys(self) -> list[LogKeyView]:
+        """Return the keys that sign the log, oldest first."""
+        content = await self._http.call("GET", "/log/keys")
+        return [LogKeyView.model_validate(row) for row in orjson.loads(content)]
 
     async def check(self) -> CheckReport:
         """Compare every projection with its entries and recompute every chain; slow: it reads everything."""
