@@ -30,7 +30,9 @@ class InternalClient:
     ) -> None:
         self.service = service
         self._base_url = base_url.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        self._headers = {"Content-Type": "application/json"} | (
+            {"Authorization": f"Bearer {token}"} if token else {}
+        )
         self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT_SECONDS)
         self._session: aiohttp.ClientSession | None = None
 
