@@ -46,7 +46,7 @@ def test_a_sound_ledger_has_no_problems(used_ledger: Any) -> None:
     ("harm", "what"),
     [
         ("UPDATE ledger.account SET balance_nanos = balance_nanos + 1", "balance_nanos"),
-        ("UPDATE ledger.account SET held_nanos = held_nanos + 1", "held_nanos"),
+        ("UPDATE ledger.account SET held_nanos = held_nanos + 1 WHERE held_nanos > 0", "held_nanos"),
         ("UPDATE ledger.account SET head = decode(repeat('00', 32), 'hex')", "the head of the chain"),
         ("UPDATE ledger.day_usage SET held_tokens = 0", "the day's held tokens"),
         ("UPDATE ledger.day_usage SET prompt_tokens = prompt_tokens - 1", "the day's requests, tokens and amount"),

@@ -26,8 +26,24 @@ LABELS = [
     "GET /v1/accounts/{customer_id}/holds/{hold_id}/entries",
     "GET /v1/accounts/{customer_id}/days",
     "GET /v1/accounts/{customer_id}/cap-changes",
+    "GET /v1/accounts/{customer_id}/export",
+    "GET /v1/accounts/{customer_id}/as-of",
+    "GET /v1/trial-balance",
+    "GET /v1/months",
+    "POST /v1/months/{month}/close",
+    "GET /v1/months/{month}/totals",
+    "GET /v1/months/{month}/balances",
+    "GET /v1/months/{month}/lines",
+    "GET /log/checkpoint",
+    "GET /log/checkpoints/{size}",
+    "GET /log/tile/{level}/{place}",
+    "GET /log/keys",
+    "GET /v1/proofs/inclusion",
+    "GET /v1/proofs/consistency",
+    "GET /v1/proofs/receipt",
     CHECK,
 ]
+TAKES_NOTHING = {CHECK, "GET /v1/months", "GET /log/checkpoint", "GET /log/keys"}
 EXAMPLES = settings(
     max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
@@ -78,7 +94,7 @@ def test_no_endpoint_is_left_out_here(served: Served) -> None:
 @pytest.mark.parametrize("mode", list(GenerationMode))
 @pytest.mark.parametrize("label", LABELS)
 def test_every_answer_is_one_that_is_described(served: Served, label: str, mode: GenerationMode) -> None:
-    if label == CHECK and mode is GenerationMode.NEGATIVE:
+    if label in TAKES_NOTHING and mode is GenerationMode.NEGATIVE:
         pytest.skip("it takes nothing that could be wrong")
     operation = served.operations[label]
     # Cursors, dates and who may send what have rules that a schema cannot tell; unknown query parameters are ignored.
@@ -134,7 +150,8 @@ def test_every_refusal_is_described_in_the_one_shape_and_422_is_none_of_them(ser
     for path, methods in description["paths"].items():
         for method, operation in methods.items():
             responses = operation["responses"]
-            assert {"400", "401", "403", "503"} <= set(responses), (method, path)
+            refused = {"400", "503"} if path.startswith("/log/") else {"400", "401", "403", "503"}
+            assert refused <= set(responses), (method, path)
             assert "422" not in responses
             for status, response in responses.items():
                 if status >= "400":

@@ -38,10 +38,8 @@ _CustomerId = Annotated[AccountId, Path()]
 router = APIRouter(prefix="/v1", tags=["books"], dependencies=[Depends(require("billing"))])
 
 
-class JsonLines(StreamingResponse):
-    """One JSON document a line."""
-
-    media_type = _JSON_LINES
+def _json_lines(lines: AsyncIterator[bytes]) -> StreamingResponse:
+    return StreamingResponse(lines, media_type=_JSON_LINES)
 
 
 def _answers(what: str) -> dict[int | str, dict[str, object]]:
@@ -51,16 +49,16 @@ def _answers(what: str) -> dict[int | str, dict[str, object]]:
 
 @router.get(
     "/accounts/{customer_id}/export",
-    response_class=JsonLines,
+    response_class=StreamingResponse,
     responses=_answers("The entries recorded from `start` until before `end`, oldest first, one a line."),
 )
 async def export_entries(
     customer_id: _CustomerId, start: _Instant, end: _Instant, session: Session, request: Request
-) -> JsonLines:
+) -> StreamingResponse:
     await must_exist(session, customer_id)
     if end < start:
         raise BadRequest("end must not be before start.", param="end", code="invalid_value")
-    return JsonLines(books.of_customer(_database(request).engine, customer_id, start, end))
+    return _json_lines(books.of_customer(_database(request).engine, customer_id, start, end))
 
 
 @router.get("/accounts/{customer_id}/as-of")
@@ -101,12 +99,11 @@ async def read_month_balances(month: _Month, session: Session) -> list[MonthBala
 
 @router.get(
     "/months/{month}/lines",
-    response_class=JsonLines,
+    response_class=StreamingResponse,
     responses=_answers("The month's entries that are no usage, oldest first, one a line."),
 )
-async def export_month_lines(month: _Month, request: Request) -> JsonLines:
-    lines: AsyncIterator[bytes] = books.of_month(_database(request).engine, month)
-    return JsonLines(lines)
+async def export_month_lines(month: _Month, request: Request) -> StreamingResponse:
+    return _json_lines(books.of_month(_database(request).engine, month))
 
 
 def _database(request: Request) -> Database:
