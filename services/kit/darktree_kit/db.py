@@ -115,7 +115,7 @@ class Calls:
 
 
 class _Prepared:
-    """A connection, and the statements that are prepared on it."""
+    """A connection, and the statements that are prepared on it: what a cursor does, in the driver's own words."""
 
     def __init__(self, connection: AsyncConnection[TupleRow]) -> None:
         self.close = connection.close
@@ -135,7 +135,7 @@ class _Prepared:
         return (await self._result()).get_value(0, 0)
 
     async def _result(self) -> PGresult:
-        results = await self._connection.wait(generators.execute(self._pgconn))
+        results: list[PGresult] = await self._connection.wait(generators.execute(self._pgconn))
         for result in results:
             if result.status not in {ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK}:
                 raise psycopg.errors.error_from_result(result)

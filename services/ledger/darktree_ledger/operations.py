@@ -36,11 +36,12 @@ async def apply(calls: Calls, operations: Sequence[Operation]) -> bytes:
 
 
 async def _apply_once(calls: Calls, operations: Sequence[Operation]) -> bytes:
-    body = OPERATIONS.dump_json(list(operations)).decode()
+    body = OPERATIONS.dump_json(list(operations))
     for attempt in range(1, MAX_TRIES + 1):
         try:
-            answer: str = await calls.value("SELECT ledger.apply(%s::jsonb)", body)
-            return answer.encode()
+            answer = await calls.value("SELECT ledger.apply($1::jsonb)", body)
+            assert answer is not None
+            return answer
         except psycopg.Error as error:
             state = error.sqlstate or ""
             # A lost connection leaves open whether the batch was applied; its ids make repeating it safe.
