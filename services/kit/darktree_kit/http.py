@@ -3,7 +3,7 @@
 aiohttp, not httpx: measured at a tenth of the CPU a call (docs/decisions/0003-http-clients.md).
 """
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,6 +16,8 @@ from darktree_kit.errors import ApiError, Unreachable
 CALL_TIMEOUT_SECONDS = 10.0
 CONNECT_TIMEOUT_SECONDS = 2.0
 MAX_CONNECTIONS = 64
+# A stream may take as long as it likes, but not fall silent.
+_STREAM_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_SECONDS, sock_read=60)
 
 
 class InternalClient:
@@ -60,6 +62,35 @@ class InternalClient:
         headers: Mapping[str, str] | None = None,
     ) -> bytes:
         """Send one request and return the answer's body. `json` is encoded; `body` is sent as it is."""
+        data = body if body is not None else (orjson.dumps(json) if json is not None else None)
+        try:
+            async with self._request(method, path, data=data, params=params, headers=headers) as answer:
+                content = await answer.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unreachable(f"{self.service} did not answer: {type(error).__name__}") from error
+        if answer.status >= 400:
+            raise refusal(self.service, answer.status, content)
+        return content
+
+    async def stream(self, path: str, *, params: Mapping[str, str] | None = None) -> AsyncIterator[bytes]:
+        """Get an answer of any length in pieces. Raises as `call` does; Unreachable also when it ends early."""
+        try:
+            async with self._request("GET", path, params=params, timeout=_STREAM_TIMEOUT) as answer:
+                if answer.status >= 400:
+                    raise refusal(self.service, answer.status, await answer.read())
+                async for piece in answer.content.iter_any():
+                    yield piece
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unreachable(f"{self.service} did not answer: {type(error).__name__}") from error
+
+    async def call_json(self, method: str, path: str, **options: Any) -> Any:
+        """As `call`, and return the decoded answer."""
+        content = await self.call(method, path, **options)
+        return orjson.loads(content) if content else None
+
+    def _request(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, **options: Any
+    ) -> "aiohttp.client._RequestContextManager":
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS)
             # Cookies, compression and what a browser would send cost as much as the call itself.
@@ -73,25 +104,11 @@ class InternalClient:
         sent_headers = self._headers | dict(headers or {})
         if (request_id := logs.request_id.get()) is not None:
             sent_headers["X-Request-Id"] = request_id
-        data = body if body is not None else (orjson.dumps(json) if json is not None else None)
-        try:
-            async with self._session.request(
-                method, self._base_url + path, data=data, params=params, headers=sent_headers
-            ) as answer:
-                content = await answer.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unreachable(f"{self.service} did not answer: {type(error).__name__}") from error
-        if answer.status >= 400:
-            raise _refusal(self.service, answer.status, content)
-        return content
-
-    async def call_json(self, method: str, path: str, **options: Any) -> Any:
-        """As `call`, and return the decoded answer."""
-        content = await self.call(method, path, **options)
-        return orjson.loads(content) if content else None
+        return self._session.request(method, self._base_url + path, headers=sent_headers, **options)
 
 
-def _refusal(service: str, status: int, content: bytes) -> ApiError:
+def refusal(service: str, status: int, content: bytes) -> ApiError:
+    """Return the error that an answer of this status says; Unreachable when none of our services wrote it."""
     try:
         error = orjson.loads(content)["error"]
         return ApiError(
