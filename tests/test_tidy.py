@@ -78,15 +78,16 @@ def test_only_settings_modules_read_the_environment() -> None:
     report(findings(names, rule), "Read the environment in the package's settings.py.")
 
 
-def test_only_kits_http_and_the_gateways_upstream_call_over_http() -> None:
-    clients = re.compile(r"(aiohttp|httpx|requests|urllib3|urllib\.request|http\.client)(\.|$)")
+def test_only_kits_http_and_channel_and_the_gateways_upstream_call_over_http() -> None:
+    clients = re.compile(r"(aiohttp|httptools|httpx|requests|urllib3|urllib\.request|http\.client)(\.|$)")
 
     def rule(node: ast.AST) -> Iterator[Finding]:
         for name in imports(node):
             if clients.match(name):
                 yield getattr(node, "lineno", 0), f"imports {name}"
 
-    allowed = {"services/kit/darktree_kit/http.py", "services/gateway/darktree_gateway/upstream.py"}
+    kit = {f"services/kit/darktree_kit/{name}.py" for name in ("http", "channel")}
+    allowed = kit | {"services/gateway/darktree_gateway/upstream.py"}
     names = [name for name in python_files(*PACKAGES) if name not in allowed]
     report(findings(names, rule), "Use darktree_kit.http, or the gateway's upstream.")
 

@@ -14,6 +14,7 @@ from uuid import UUID
 
 import orjson
 
+from darktree_kit.channel import Channel
 from darktree_kit.errors import ApiError, Unreachable
 from darktree_kit.http import InternalClient
 from darktree_ledger.errors import NotInTheLog, OperationConflict, UnknownCustomer
@@ -41,6 +42,7 @@ class LedgerClient:
 
     def __init__(self, base_url: str, token: str) -> None:
         self._http = InternalClient(base_url, token, service="ledger")
+        self._batches = Channel(base_url, token, service="ledger")
         self._slow_http = InternalClient(base_url, token, service="ledger", timeout=CHECK_TIMEOUT_SECONDS)
         self._waiting: deque[tuple[Operation, asyncio.Future[Result]]] = deque()
         self._sender: asyncio.Task[None] | None = None
@@ -49,6 +51,7 @@ class LedgerClient:
         """Send what is waiting, then close the connections."""
         if self._sender is not None:
             await self._sender
+        await self._batches.close()
         await self._http.close()
         await self._slow_http.close()
 
@@ -79,7 +82,7 @@ class LedgerClient:
     async def apply_batch(self, operations: list[Operation]) -> list[Result]:
         """Apply operations in this order, in one call."""
         body = OPERATIONS.dump_json(operations)
-        return RESULTS.validate_json(await self._http.call("POST", "/v1/operations", body=body))
+        return RESULTS.validate_json(await self._batches.post("/v1/operations", body))
 
     async def ready(self) -> None:
         """Raise Unreachable unless the ledger answers and reaches its database."""
