@@ -28,7 +28,7 @@ from darktree_ledger.client import LedgerClient
 
 HOT_PATHS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
 _PRIVATE_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
-_READ_PATHS = ("/v1/models", "/v1/usage", "/v1/credits")
+_READ_PATHS = ("/v1/models", "/v1/usage", "/v1/credits", "/v1/ledger")
 
 
 def make_app(settings: Settings) -> FastAPI:

@@ -1,10 +1,11 @@
-"""What customers may read: the models they are served, what they have left, and every charge, newest first."""
+"""What customers may read: the models they are served, what they have left, every charge, and what proves it."""
 
 from datetime import date, datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, Field
 
@@ -16,6 +17,8 @@ from darktree_kit.ids import parse_request_id, request_id_of
 from darktree_kit.money import format_dollars
 from darktree_kit.openapi import refusals
 from darktree_ledger.errors import UnknownCustomer
+from darktree_ledger.merkle import MAX_SIZE
+from darktree_ledger.receipts import ConsistencyProof, LogKeyView, Receipt
 from darktree_ledger.schemas import EntryView
 
 MAX_PAGE = 1_000
@@ -32,6 +35,7 @@ async def _caller(request: Request) -> Caller:
 
 
 _Caller = Annotated[Caller, Depends(_caller)]
+_Size = Annotated[int, Query(ge=1, le=MAX_SIZE)]
 _BEARER = HTTPBearer(auto_error=False, description="An API key. It is checked by the gateway itself.")
 router = APIRouter(
     prefix="/v1",
@@ -98,6 +102,12 @@ class Charge(BaseModel):
     charged_at: datetime
 
 
+class ProvenCharge(Charge):
+    """A charge, and what proves it once a signed checkpoint covers it: some seconds later."""
+
+    receipt: Receipt | None
+
+
 class ChargePage(BaseModel):
     """Charges, newest first. `next` is the cursor of the following page, or null at the end."""
 
@@ -161,7 +171,7 @@ async def list_usage(
 
 
 @router.get("/usage/{request_id}", summary="Show what one request was charged")
-async def show_usage(request: Request, caller: _Caller, request_id: str) -> Charge:
+async def show_usage(request: Request, caller: _Caller, request_id: str) -> ProvenCharge:
     try:
         hold_id = parse_request_id(request_id)
     except ValueError as error:
@@ -169,12 +179,47 @@ async def show_usage(request: Request, caller: _Caller, request_id: str) -> Char
     ledger = request.app.state.service.metering.ledger
     try:
         entries = await ledger.entry_of_hold(caller.customer_id, hold_id)
+        entry = next((entry for entry in entries if entry.kind == "usage"), None)
+        if entry is None:
+            raise NotFound("No charge has this request id.", param="request_id")
+        receipt = await ledger.receipt(caller.customer_id, entry.seq)
     except ApiError as error:
         raise _unless_known(error) from error
-    for entry in entries:
-        if entry.kind == "usage":
-            return _charge(entry)
-    raise NotFound("No charge has this request id.", param="request_id")
+    return ProvenCharge(**dict(_charge(entry)), receipt=receipt)
+
+
+@router.get(
+    "/ledger/checkpoint", summary="Show the ledger's newest checkpoint", response_class=PlainTextResponse
+)
+async def show_checkpoint(
+    request: Request,
+    _: _Caller,
+    size: Annotated[int | None, Query(ge=1, le=MAX_SIZE, description="Of a log of so many entries.")] = None,
+) -> PlainTextResponse:
+    """Return a signed note: keep it, and later ask whether the ledger still begins with what it covers."""
+    try:
+        return PlainTextResponse(await request.app.state.service.metering.ledger.checkpoint(size))
+    except ApiError as error:
+        raise _unless_known(error) from error
+
+
+@router.get("/ledger/consistency", summary="Prove that one checkpoint's log is the beginning of another's")
+async def prove_consistency(request: Request, _: _Caller, first: _Size, second: _Size) -> ConsistencyProof:
+    ledger = request.app.state.service.metering.ledger
+    try:
+        proof: ConsistencyProof = await ledger.consistency(first, second)
+    except ApiError as error:
+        raise _unless_known(error) from error
+    return proof
+
+
+@router.get("/ledger/keys", summary="List the keys that sign the ledger's checkpoints, oldest first")
+async def list_keys(request: Request, _: _Caller) -> list[LogKeyView]:
+    try:
+        keys: list[LogKeyView] = await request.app.state.service.metering.ledger.log_keys()
+    except ApiError as error:
+        raise _unless_known(error) from error
+    return keys
 
 
 def _card(service: Service, caller: Caller, model_id: str) -> ModelCard | None:
