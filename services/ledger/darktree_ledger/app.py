@@ -16,7 +16,7 @@ from darktree_kit.app import create_app
 from darktree_kit.auth import Callers, require
 from darktree_kit.db import Calls, Database, Session
 from darktree_kit.openapi import refusals
-from darktree_ledger import accounts, batches, books_api, invariants, operations, proofs
+from darktree_ledger import accounts, batches, books_api, invariants, log_entries, operations, proofs
 from darktree_ledger.batches import Batches
 from darktree_ledger.schemas import (
     MAX_PAGE,
@@ -80,6 +80,7 @@ def make_app(settings: Settings) -> FastAPI:
     app.include_router(router, responses=refusals(400, 401, 403, 404, 413, 503))
     app.include_router(books_api.router, responses=refusals(400, 401, 403, 404, 409, 503))
     app.include_router(proofs.router)
+    app.include_router(log_entries.router)
     batches.describe(app)
     return app
 

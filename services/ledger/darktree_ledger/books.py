@@ -35,12 +35,12 @@ def of_customer(
     engine: AsyncEngine, customer_id: str, start: datetime, end: datetime
 ) -> AsyncIterator[bytes]:
     """Tell a customer's entries recorded in [start, end), oldest first, as JSON lines."""
-    return _lines(engine, _OF_CUSTOMER, {"customer_id": customer_id, "start": start, "end": end})
+    return json_lines(engine, _OF_CUSTOMER, {"customer_id": customer_id, "start": start, "end": end})
 
 
 def of_month(engine: AsyncEngine, month: date) -> AsyncIterator[bytes]:
     """Tell a month's entries that are no usage, oldest first, as JSON lines."""
-    return _lines(engine, _OF_MONTH, {"month": month})
+    return json_lines(engine, _OF_MONTH, {"month": month})
 
 
 async def as_of(session: AsyncSession, customer_id: str, at: datetime) -> AsOf:
@@ -136,7 +136,10 @@ def _closed(row: RowMapping) -> ClosedMonth:
     return ClosedMonth.model_validate(dict(row))
 
 
-async def _lines(engine: AsyncEngine, query: TextClause, parameters: dict[str, Any]) -> AsyncIterator[bytes]:
+async def json_lines(
+    engine: AsyncEngine, query: TextClause, parameters: dict[str, Any]
+) -> AsyncIterator[bytes]:
+    """Tell the one column of a query's rows as lines, as of one instant, however many there are."""
     async with engine.connect() as connection:
         await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
         await connection.execute(text("SET LOCAL statement_timeout = 0"))
