@@ -55,6 +55,15 @@ class LedgerClient:
         await self._http.close()
         await self._slow_http.close()
 
+    @property
+    def shards(self) -> "tuple[LedgerClient, ...]":
+        """Every ledger behind this client; sharding.py has one for several."""
+        return (self,)
+
+    def of(self, customer_id: str) -> "LedgerClient":
+        """Return the ledger that keeps this customer."""
+        return self
+
     async def apply(self, operation: Operation) -> Result:
         """Apply one operation and return its result, whatever its outcome.
 
