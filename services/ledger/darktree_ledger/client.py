@@ -8,8 +8,9 @@ flight would only make both smaller, and halved the rate when it was tried (docs
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator
 from contextvars import Context
-from datetime import date
+from datetime import date, datetime
 from uuid import UUID
 
 import orjson
@@ -24,13 +25,18 @@ from darktree_ledger.schemas import (
     OPERATIONS,
     RESULTS,
     AccountView,
+    AsOf,
     CapChangeView,
     CheckReport,
+    ClosedMonth,
     DayView,
     EntryPage,
     EntryView,
+    MonthBalance,
+    MonthTotals,
     Operation,
     Result,
+    TrialBalanceRow,
 )
 
 MAX_WAITING_OPERATIONS = 20_000
@@ -154,10 +160,52 @@ class LedgerClient:
         path = "/log/checkpoint" if size is None else f"/log/checkpoints/{size}"
         return (await self._http.call("GET", path)).decode()
 
+    def log_entries(self, size: int, customer_id: str | None = None) -> AsyncIterator[bytes]:
+        """Stream the first `size` entries of the log, or one customer's of them, as JSON lines in any pieces."""
+        params = {"size": str(size)} | ({"customer_id": customer_id} if customer_id else {})
+        return self._http.stream("/v1/log/entries", params=params)
+
     async def log_keys(self) -> list[LogKeyView]:
         """Return the keys that sign the log, oldest first."""
         content = await self._http.call("GET", "/log/keys")
         return [LogKeyView.model_validate(row) for row in orjson.loads(content)]
+
+    def export(self, customer_id: str, start: datetime, end: datetime) -> AsyncIterator[bytes]:
+        """Stream a customer's entries recorded in [start, end), oldest first, as JSON lines in any pieces."""
+        params = {"start": start.isoformat(), "end": end.isoformat()}
+        return self._http.stream(f"/v1/accounts/{customer_id}/export", params=params)
+
+    async def as_of(self, customer_id: str, at: datetime) -> AsOf:
+        path = f"/v1/accounts/{customer_id}/as-of"
+        return AsOf.model_validate_json(await self._http.call("GET", path, params={"at": at.isoformat()}))
+
+    async def trial_balance(self, at: datetime) -> list[TrialBalanceRow]:
+        content = await self._slow_http.call("GET", "/v1/trial-balance", params={"at": at.isoformat()})
+        return [TrialBalanceRow.model_validate(row) for row in orjson.loads(content)]
+
+    async def closed_months(self) -> list[ClosedMonth]:
+        return [
+            ClosedMonth.model_validate(row)
+            for row in orjson.loads(await self._http.call("GET", "/v1/months"))
+        ]
+
+    async def close_month(self, month: date) -> ClosedMonth:
+        """Close a month, or return it as it was closed. Raises the ledger's 409 while it cannot be closed."""
+        path = f"/v1/months/{month:%Y-%m}/close"
+        return ClosedMonth.model_validate_json(await self._slow_http.call("POST", path))
+
+    async def month_totals(self, month: date) -> MonthTotals:
+        path = f"/v1/months/{month:%Y-%m}/totals"
+        return MonthTotals.model_validate_json(await self._slow_http.call("GET", path))
+
+    async def month_balances(self, month: date) -> list[MonthBalance]:
+        content = await self._slow_http.call("GET", f"/v1/months/{month:%Y-%m}/balances")
+        return [MonthBalance.model_validate(row) for row in orjson.loads(content)]
+
+    async def month_lines(self, month: date) -> list[EntryView]:
+        """Return a month's entries that are no usage, oldest first."""
+        content = await self._slow_http.call("GET", f"/v1/months/{month:%Y-%m}/lines")
+        return [EntryView.model_validate_json(line) for line in content.splitlines()]
 
     async def check(self) -> CheckReport:
         """Compare every projection with its entries and recompute every chain; slow: it reads everything."""

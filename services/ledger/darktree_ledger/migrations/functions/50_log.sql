@@ -8,6 +8,9 @@ LANGUAGE sql STABLE SET search_path = ledger, pg_temp AS $$
     SELECT CASE WHEN newest < pg_snapshot_xmax(pg_current_snapshot()) THEN newest END
 $$;
 
+-- Held while positions are given out and while a month is closed, so that an entry is in the month or late for it.
+CREATE OR REPLACE FUNCTION ledger.months_lock() RETURNS bigint LANGUAGE sql IMMUTABLE AS $$ SELECT x'64746d6f6e'::bigint $$;
+
 -- Appends up to so many entries to the log and returns their positions and hashes, in order. Entries are taken in order
 -- of visibility: of transactions older than every running one, so that none can appear later between those taken. After
 -- a restore into another cluster transaction ids begin anew: a cursor that this cluster has not reached yet is none, and
@@ -25,6 +28,7 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock(log_lock()) THEN
         RAISE EXCEPTION 'another sealer is at work' USING ERRCODE = 'lock_not_available';
     END IF;
+    PERFORM pg_advisory_xact_lock(months_lock());
     SELECT * INTO newest FROM sealed x ORDER BY x.position DESC LIMIT 1;
     cursor_xid := log_cursor(newest.xid);
     SELECT max(m.month) + interval '1 month' INTO open_month FROM closed_month m;

@@ -65,7 +65,7 @@ DECLARE
     needed bigint;
     before date;
 BEGIN
-    PERFORM pg_advisory_xact_lock(log_lock());
+    PERFORM pg_advisory_xact_lock(months_lock());
     SELECT * INTO closed FROM closed_month c WHERE c.month = wanted;
     IF closed.month IS NOT NULL THEN
         RETURN closed;
