@@ -14,7 +14,7 @@ from sqlalchemy import MetaData
 from sqlmodel import SQLModel
 
 import darktree_billing
-from darktree_billing.models import ApiKey, Customer
+from darktree_billing.models import ApiKey, BalanceRow, BookedMonth, Customer
 from darktree_kit import migrate
 
 
@@ -42,6 +42,7 @@ FILL = {
                ('bbbbbbbbbbbb', 'old', 'second', 'efgh', sha256('b'), now());
     """,
 }
+FILL["0002"] = FILL["0001"]
 
 
 def test_every_earlier_revision_has_a_filling_here() -> None:
@@ -123,7 +124,7 @@ def test_an_administrator_who_is_no_superuser_can_migrate(empty_database: Callab
 def test_the_models_say_what_the_migrations_made(make_database: Callable[[], Database]) -> None:
     database = make_database()
     metadata: MetaData = SQLModel.metadata
-    for model in (Customer, ApiKey):
+    for model in (Customer, ApiKey, BalanceRow, BookedMonth):
         table = metadata.tables[f"billing.{model.__tablename__}"]
         made = _query(
             database,

@@ -23,6 +23,7 @@ from darktree_ledger.schemas import (
     Grant,
     OpenAccount,
     Operation,
+    Post,
     Result,
 )
 
@@ -73,6 +74,11 @@ async def change_cap(ledger: LedgerClient, customer_id: str, body: SetCap) -> No
         reason=body.reason,
         actor=ACTOR,
     )
+    await _apply(ledger, operation)
+
+
+async def post(ledger: LedgerClient, operation: Post) -> None:
+    """Book what changes no balance. Raises OperationConflict for a reused id."""
     await _apply(ledger, operation)
 
 

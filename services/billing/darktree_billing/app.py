@@ -13,7 +13,7 @@ from darktree_billing.settings import Settings
 from darktree_kit.app import create_app
 from darktree_kit.auth import Callers
 from darktree_kit.db import Database
-from darktree_ledger.client import LedgerClient
+from darktree_ledger.sharding import connect
 
 DESCRIPTION = "Plans, customers, API keys and caps. Money moves in the ledger; billing asks it to."
 
@@ -25,7 +25,7 @@ def make_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = Database(settings.database_url.get_secret_value(), pool_size=settings.database_pool_size)
-        ledger = LedgerClient(settings.ledger_url, settings.ledger_token.get_secret_value())
+        ledger = connect(settings.ledger_url, settings.ledger_token.get_secret_value())
         app.state.database = database
         app.state.ledger = ledger
         # The ledger is no part of this: keys are verified and prices are told while it is away.

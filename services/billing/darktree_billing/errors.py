@@ -2,13 +2,17 @@
 
 ApiError
 ├── BadRequest
-│   └── UnknownPlan      400 unknown_plan, `param` plan
+│   ├── UnknownPlan      400 unknown_plan, `param` plan
+│   └── UnreadableReport 400 unreadable_report, the message names the row and the field
 ├── NotFound
 │   ├── UnknownCustomer  404 unknown_customer
-│   └── UnknownKey       404 unknown_key
+│   ├── UnknownKey       404 unknown_key
+│   └── NotClosed        404 month_not_closed
 └── Conflict
     ├── CustomerExists   409 customer_exists, `param` names the field that differs
-    └── TooManyKeys      409 too_many_keys
+    ├── TooManyKeys      409 too_many_keys
+    ├── NotClosable      409 month_not_closable, the message says why
+    └── BalanceTransactionDiffers  409 balance_transaction_differs, `param` names the field
 """
 
 from darktree_kit.errors import BadRequest, Conflict, NotFound
@@ -47,3 +51,25 @@ class TooManyKeys(Conflict):
 
     def __init__(self, customer_id: str, limit: int) -> None:
         super().__init__(f"Customer {customer_id} has {limit} keys in use already; revoke one first.")
+
+
+class UnreadableReport(BadRequest):
+    code = "unreadable_report"
+
+
+class NotClosed(NotFound):
+    code = "month_not_closed"
+
+    def __init__(self, month: object) -> None:
+        super().__init__(f"{month} is not closed; its preview can be had.", param="month")
+
+
+class NotClosable(Conflict):
+    code = "month_not_closable"
+
+
+class BalanceTransactionDiffers(Conflict):
+    code = "balance_transaction_differs"
+
+    def __init__(self, transaction_id: str, field: str) -> None:
+        super().__init__(f"{transaction_id} was imported before with another {field}.", param=field)

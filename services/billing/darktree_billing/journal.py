@@ -130,7 +130,7 @@ def write_journal(
     buckets: dict[tuple[str, date], dict[Flow, int]] = defaultdict(lambda: defaultdict(int))
     for movement in moved:
         # A fact from before, known only now, is booked on the open month's first day.
-        day = month.last_day if movement.code in MONTHLY else max(movement.day, month.first_day)
+        day = month.last_day if movement.code in MONTHLY else month.day_within(movement.day)
         buckets[movement.code, day][_flow(movement, chart)] += movement.amount_nanos
     journal = Journal([], dict(before))
     for code in CODES:

@@ -3,7 +3,8 @@
 from datetime import date, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import DateTime, LargeBinary, SmallInteger, Text, func
+from sqlalchemy import BigInteger, DateTime, LargeBinary, SmallInteger, Text, func
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlmodel import Field, SQLModel
 
 SCHEMA = "billing"
@@ -46,3 +47,49 @@ class ApiKey(SQLModel, table=True):
     expires_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     revoked_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     last_used_day: date | None = None
+
+
+class BalanceRow(SQLModel, table=True):
+    """A balance transaction of Stripe's, and the months in whose books it, and its payout, are."""
+
+    __tablename__: ClassVar[Any] = "balance_transaction"
+    __table_args__: ClassVar[Any] = {"schema": SCHEMA}
+
+    id: str = Field(primary_key=True, sa_type=Text)
+    type: str = Field(sa_type=Text)
+    category: str = Field(sa_type=Text)
+    amount_cents: int = Field(sa_type=BigInteger)
+    fee_cents: int = Field(sa_type=BigInteger)
+    net_cents: int = Field(sa_type=BigInteger)
+    currency: str = Field(sa_type=Text)
+    created: datetime = Field(sa_type=DateTime(timezone=True))
+    available_on: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
+    payout: str | None = Field(default=None, sa_type=Text)
+    source: str | None = Field(default=None, sa_type=Text)
+    description: str | None = Field(default=None, sa_type=Text)
+    known_as: list[str] = Field(sa_type=ARRAY(Text))
+    book_month: str = Field(sa_type=Text)
+    payout_month: str | None = Field(default=None, sa_type=Text)
+    imported_at: datetime = Field(
+        default=None,
+        sa_type=DateTime(timezone=True),
+        sa_column_kwargs={"server_default": func.clock_timestamp()},
+    )
+
+
+class BookedMonth(SQLModel, table=True):
+    """A closed month: the pack as it was handed out, the chart it was closed with, what the next month begins with."""
+
+    __tablename__: ClassVar[Any] = "closed_month"
+    __table_args__: ClassVar[Any] = {"schema": SCHEMA}
+
+    month: str = Field(primary_key=True, sa_type=Text)
+    chart: dict[str, Any] = Field(sa_type=JSONB)
+    carried: dict[str, Any] = Field(sa_type=JSONB)
+    manifest_sha256: str = Field(sa_type=Text)
+    pack: bytes = Field(sa_type=LargeBinary)
+    closed_at: datetime = Field(
+        default=None,
+        sa_type=DateTime(timezone=True),
+        sa_column_kwargs={"server_default": func.clock_timestamp()},
+    )

@@ -45,6 +45,10 @@ class Month(NamedTuple):
         """The first instant that is no longer in it."""
         return self.next.start
 
+    def day_within(self, day: date) -> date:
+        """Return the day of this month that is nearest to a day."""
+        return min(max(day, self.first_day), self.last_day)
+
     @property
     def next(self) -> "Month":
         return Month(self.year + self.number // 12, self.number % 12 + 1)

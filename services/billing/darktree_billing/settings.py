@@ -14,7 +14,7 @@ class Settings(DatabaseSettings):
     model_config = prefixed("billing")
 
     ledger_url: str
-    """Where the ledger answers."""
+    """Where the ledger answers; several, with commas between, share the customers (docs/scale.md)."""
     ledger_token: SecretStr
     """Sent to the ledger: its token for billing."""
     gateway_token: SecretStr
