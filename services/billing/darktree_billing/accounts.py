@@ -84,7 +84,7 @@ async def post(ledger: LedgerClient, operation: Post) -> None:
 
 async def cap(ledger: LedgerClient, customer_id: str) -> CapView:
     """Return the cap, what is used of it, and its latest changes."""
-    with _ledger_refusals():
+    with ledger_refusals():
         account = await ledger.account(customer_id)
         changes = await ledger.cap_changes(customer_id)
     newest_first = sorted(changes, key=lambda change: change.changed_at, reverse=True)
@@ -108,19 +108,19 @@ async def cap(ledger: LedgerClient, customer_id: str) -> CapView:
 
 
 async def account(ledger: LedgerClient, customer_id: str) -> AccountView:
-    with _ledger_refusals():
+    with ledger_refusals():
         return await ledger.account(customer_id)
 
 
 async def entries(
     ledger: LedgerClient, customer_id: str, limit: int, after: str | None, kind: str | None
 ) -> EntryPage:
-    with _ledger_refusals():
+    with ledger_refusals():
         return await ledger.entries(customer_id, limit=limit, after=after, kind=kind)
 
 
 async def check(ledger: LedgerClient) -> CheckReport:
-    with _ledger_refusals():
+    with ledger_refusals():
         return await ledger.check()
 
 
@@ -134,7 +134,7 @@ async def ledger_problem(ledger: LedgerClient) -> str | None:
 
 
 async def _apply(ledger: LedgerClient, operation: Operation, names: dict[str, str] | None = None) -> Result:
-    with _ledger_refusals():
+    with ledger_refusals():
         try:
             result = await ledger.apply_or_raise(operation)
         except OperationConflict as conflict:
@@ -163,7 +163,7 @@ def _amount_nanos(dollars: str) -> int:
 
 
 @contextmanager
-def _ledger_refusals() -> Iterator[None]:
+def ledger_refusals() -> Iterator[None]:
     """Pass on what the ledger refuses about the request; a quarrel with billing is not the caller's fault."""
     try:
         yield
