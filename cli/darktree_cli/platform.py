@@ -18,6 +18,7 @@ VLLM_START_SECONDS = 600.0
 STOP_SECONDS = 10.0
 GATEWAY_STOP_SECONDS = 40.0  # kit lets running streams finish for 30
 LEDGER_ROLE = "darktree_ledger"
+SEALER_ROLE = "darktree_sealer"
 BILLING_ROLE = "darktree_billing"
 PUBLIC_PORT = "public"
 
@@ -27,9 +28,10 @@ class Stage(IntEnum):
 
     DATABASE = 0
     ENGINE = 1
-    LEDGER = 2
-    BILLING = 3
-    GATEWAY = 4
+    SEALER = 2
+    LEDGER = 3
+    BILLING = 4
+    GATEWAY = 5
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Plan:
 
 def port_names(lanes: list[Lane], gateways: int) -> list[str]:
     """Return the names of the ports that a plan needs beside the public one."""
-    names = ["ledger", "billing", *(f"lane-{lane.name}" for lane in lanes)]
+    names = ["ledger", "sealer", "billing", *(f"lane-{lane.name}" for lane in lanes)]
     return names + [f"gateway-{number}" for number in range(1, gateways + 1)]
 
 
@@ -85,7 +87,13 @@ def plan(wanted: Wanted, ports: Mapping[str, int], below: list[Process]) -> Plan
     urls = {name: _url(port) for name, port in ports.items()}
     gateways = [_gateway(wanted, number, ports, urls) for number in range(1, wanted.gateways + 1)]
     return Plan(
-        processes=[*below, _ledger(wanted, ports), _billing(wanted, ports, urls), *gateways],
+        processes=[
+            *below,
+            _ledger(wanted, ports),
+            _sealer(wanted, ports),
+            _billing(wanted, ports, urls),
+            *gateways,
+        ],
         base_url=urls[PUBLIC_PORT] + "/v1",
         billing_url=urls["billing"],
         database_url=wanted.database_url,
@@ -145,6 +153,17 @@ def _ledger(wanted: Wanted, ports: Mapping[str, int]) -> Process:
         "BILLING_TOKEN": secrets.ledger_billing_token,
     }
     return _service("ledger", Stage.LEDGER, ports["ledger"], settings)
+
+
+def _sealer(wanted: Wanted, ports: Mapping[str, int]) -> Process:
+    settings = {
+        "DATABASE_URL": as_role(wanted.database_url, SEALER_ROLE, wanted.secrets.sealer_role_password),
+        "KEY_FILES": str(wanted.data_dir.log_key),
+        "ANCHORS": wanted.data_dir.anchors.as_uri(),
+    }
+    sealer = _service("sealer", Stage.SEALER, ports["sealer"], settings)
+    # Nobody waits for it: what keeps it from sealing is for `darktree doctor` to tell.
+    return replace(sealer, argv=_python("darktree_ledger.sealer"), health_path="/healthz")
 
 
 def _billing(wanted: Wanted, ports: Mapping[str, int], urls: Mapping[str, str]) -> Process:

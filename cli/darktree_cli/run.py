@@ -63,8 +63,8 @@ class Run:
         await self._until_ready(Stage.DATABASE)
         self._say("migrating the database")
         await asyncio.to_thread(migrations.migrate, self._plan.database_url, self._secrets.role_passwords())
-        self._start(Stage.LEDGER, Stage.BILLING, Stage.GATEWAY)
-        await self._until_ready(Stage.ENGINE, Stage.LEDGER, Stage.BILLING, Stage.GATEWAY)
+        self._start(Stage.SEALER, Stage.LEDGER, Stage.BILLING, Stage.GATEWAY)
+        await self._until_ready(Stage.ENGINE, Stage.SEALER, Stage.LEDGER, Stage.BILLING, Stage.GATEWAY)
         key = await self._demo_key()
         if self._ready_file is not None:
             self._write_ready_file(self._ready_file, key)

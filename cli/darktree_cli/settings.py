@@ -31,6 +31,8 @@ class Settings(BaseSettings):
     """The Python of another environment with vLLM, for `darktree up --engine vllm`."""
     ledger_role_password: SecretStr | None = Field(None, validation_alias="DARKTREE_LEDGER_ROLE_PASSWORD")
     """`darktree migrate` lets the role `darktree_ledger` log in with it."""
+    sealer_role_password: SecretStr | None = Field(None, validation_alias="DARKTREE_SEALER_ROLE_PASSWORD")
+    """`darktree migrate` lets the role `darktree_sealer` log in with it."""
     billing_role_password: SecretStr | None = Field(None, validation_alias="DARKTREE_BILLING_ROLE_PASSWORD")
     """`darktree migrate` lets the role `darktree_billing` log in with it."""
 

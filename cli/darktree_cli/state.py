@@ -20,6 +20,7 @@ DEFAULT_NAME = ".darktree"
 MARKER_NAME = "darktree-data.json"
 LAYOUT_VERSION = 1
 SECRET_BYTES = 32
+LOG_ORIGIN = "darktree.dev/ledger/local"
 
 
 class StateError(Exception):
@@ -35,12 +36,17 @@ class Secrets(BaseModel):
     admin_token: str
     key_pepper: str
     ledger_role_password: str
+    sealer_role_password: str
     billing_role_password: str
     demo_key: str | None = None
 
     def role_passwords(self) -> dict[str, str]:
         """Return the passwords of the database's runtime roles, by role."""
-        return {"darktree_ledger": self.ledger_role_password, "darktree_billing": self.billing_role_password}
+        return {
+            "darktree_ledger": self.ledger_role_password,
+            "darktree_sealer": self.sealer_role_password,
+            "darktree_billing": self.billing_role_password,
+        }
 
 
 class ProcessRecord(BaseModel):
@@ -76,6 +82,8 @@ class DataDir:
         self.journal = self.path / "journal"
         self.lanes_file = self.path / "lanes.yaml"
         self.model = self.path / "tiny-model"
+        self.anchors = self.path / "anchors"
+        self.log_key = self.path / "log-key"
         self._marker = self.path / MARKER_NAME
         self._lock = self.path / "lock"
         self._platform = self.path / "platform.json"
@@ -126,13 +134,23 @@ class DataDir:
         self.logs.mkdir(mode=0o700)
 
     def secrets(self) -> Secrets:
-        """Return the directory's secrets, making them the first time."""
-        if self._secrets.exists():
-            return Secrets.model_validate_json(self._secrets.read_bytes())
-        names = set(Secrets.model_fields) - {"demo_key"}
-        made = Secrets.model_validate({name: secrets.token_urlsafe(SECRET_BYTES) for name in names})
-        self.keep(made)
+        """Return the directory's secrets, making those that an earlier version did not know."""
+        known = json.loads(self._secrets.read_bytes()) if self._secrets.exists() else {}
+        missing = set(Secrets.model_fields) - {"demo_key"} - set(known)
+        made = Secrets.model_validate(known | {name: secrets.token_urlsafe(SECRET_BYTES) for name in missing})
+        if missing:
+            self.keep(made)
         return made
+
+    def make_log_key(self) -> None:
+        """Make the key that signs the log of this directory's ledger, once."""
+        from darktree_kit.notes import (
+            make_signer,
+            write_signer,
+        )  # cryptography, which no other command shall pay
+
+        if not self.log_key.exists():
+            write_signer(make_signer(f"{LOG_ORIGIN}-{secrets.token_hex(4)}"), self.log_key)
 
     def keep(self, changed: Secrets) -> None:
         write_private(self._secrets, changed.model_dump(mode="json"))

@@ -140,6 +140,7 @@ def _plan(
         database_url = settings.database_url.get_secret_value()
     else:
         database, database_url = _embedded(data, environment, stack, say)
+    data.make_log_key()
     wanted = Wanted(data, data.secrets(), database_url, lanes, options.plans_file, options.gateways, vllm)
     planned = plan(wanted, chosen, [*database, *answering])
     return replace(planned, processes=[_with_environment(process) for process in planned.processes])
@@ -156,7 +157,7 @@ def _embedded(
 
 
 def _with_environment(process: Process) -> Process:
-    inherited = inherited_environment(services=process.stage >= Stage.LEDGER)
+    inherited = inherited_environment(services=process.stage >= Stage.SEALER)
     return replace(process, env={**inherited, **process.env})
 
 

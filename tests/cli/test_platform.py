@@ -29,6 +29,7 @@ def test_every_lane_every_service_and_every_gateway_is_one_process(planned: Plan
         "lane-premium-qwen25-32b-awq",
         "lane-standard-qwen25-14b-awq",
         "ledger",
+        "sealer",
         "billing",
         "gateway-1",
         "gateway-2",
@@ -57,6 +58,7 @@ def test_each_service_is_told_only_its_own_secrets(planned: Plan) -> None:
     }
     assert told["gateway-1"] == {"ledger_gateway_token", "billing_gateway_token"}
     assert told["ledger"] == {"ledger_gateway_token", "ledger_billing_token", "ledger_role_password"}
+    assert told["sealer"] == {"sealer_role_password"}
     assert told["billing"] == {
         "ledger_billing_token",
         "billing_gateway_token",
@@ -75,7 +77,7 @@ def test_no_secret_is_on_a_command_line_where_other_users_see_it(planned: Plan) 
 def test_what_needs_another_is_stopped_before_it(planned: Plan) -> None:
     order = sorted(planned.processes, key=lambda process: process.stage, reverse=True)
     assert [process.name.partition("-")[0] for process in order] == [
-        *("gateway", "gateway", "billing", "ledger"),
+        *("gateway", "gateway", "billing", "ledger", "sealer"),
         *("lane", "lane", "lane"),
     ]
 

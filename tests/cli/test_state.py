@@ -1,11 +1,13 @@
 """The data directory: what is ours, what is private, and who holds it."""
 
+import json
 import stat
 from pathlib import Path
 
 import pytest
 
 from darktree_cli.state import DataDir, PlatformRecord, StateError
+from darktree_kit.notes import parse_signer
 
 RECORD = PlatformRecord(
     version="1",
@@ -55,8 +57,35 @@ def test_secrets_are_made_once_all_different_and_private(tmp_path: Path) -> None
         first = data.secrets()
         assert data.secrets() == first
     values = [value for value in first.model_dump().values() if value is not None]
-    assert len(set(values)) == len(values) == 7
+    assert len(set(values)) == len(values) == 8
     assert stat.S_IMODE((data.path / "secrets.json").stat().st_mode) == 0o600
+
+
+def test_a_secret_that_an_earlier_version_did_not_know_is_made_beside_the_others(tmp_path: Path) -> None:
+    data = DataDir(tmp_path / "data")
+    with data.claimed():
+        first = data.secrets()
+        file = data.path / "secrets.json"
+        known = json.loads(file.read_text())
+        del known["sealer_role_password"]
+        file.write_text(json.dumps(known))
+        second = data.secrets()
+        assert second.sealer_role_password not in first.model_dump().values()
+        assert second == first.model_copy(update={"sealer_role_password": second.sealer_role_password})
+        assert data.secrets() == second
+
+
+def test_the_key_of_the_log_is_made_once_private_and_for_a_log_of_its_own(tmp_path: Path) -> None:
+    names = set()
+    for data in (DataDir(tmp_path / "data"), DataDir(tmp_path / "other")):
+        with data.claimed():
+            data.make_log_key()
+            content = data.log_key.read_text()
+            data.make_log_key()
+            assert data.log_key.read_text() == content
+            assert stat.S_IMODE(data.log_key.stat().st_mode) == 0o600
+            names.add(parse_signer(content).name)
+    assert len(names) == 2
 
 
 def test_what_a_platform_says_of_itself_is_private_and_withdrawn(tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ import httpx
 import psutil
 import pytest
 
+from darktree_kit.notes import parse_signer
+from darktree_ledger.receipts import Receipt, check_receipt
+
 Running = Any  # tests/cli/conftest.py, which cannot be imported
 Eventually = Callable[..., None]
 Darktree = Callable[..., subprocess.CompletedProcess[str]]
@@ -82,6 +85,23 @@ def test_nothing_secret_lies_open_in_the_data_directory_or_in_a_log(platform: Ru
             assert file.suffix != ".log", file
 
 
+def test_what_is_charged_gets_a_receipt_that_the_anchors_confirm(
+    platform: Running, eventually: Eventually
+) -> None:
+    key = {"Authorization": f"Bearer {platform.ready['api_key']}"}
+    charge = f"{platform.ready['base_url']}/usage/{ask(platform).headers['x-request-id']}"
+    eventually(lambda: httpx.get(charge, headers=key).json()["receipt"] is not None, "a receipt")
+    receipt = httpx.get(charge, headers=key).json()["receipt"]
+    anchor = platform.data_dir / "anchors" / f"checkpoint-{receipt['tree_size']:020d}"
+    eventually(anchor.exists, "the anchor")
+    assert anchor.read_text() == receipt["checkpoint"]
+    verifier = parse_signer((platform.data_dir / "log-key").read_text()).verifier
+    check_receipt(Receipt.model_validate(receipt), [verifier])
+    findings = {finding["what"]: finding for finding in platform.json("doctor")["findings"]}
+    assert findings["sealer"]["ok"]
+    assert findings["log"]["ok"], findings["log"]
+
+
 def test_a_second_up_in_the_same_directory_says_that_one_runs(platform: Running, darktree: Darktree) -> None:
     ran = darktree("up", "--data-dir", str(platform.data_dir), "--port", "0", "--fresh")
     assert ran.returncode == 1
@@ -124,7 +144,7 @@ def test_a_database_that_does_not_answer_is_told(folder: Path, darktree: Darktre
 
 
 @pytest.mark.parametrize(
-    "name", ["gateway-1", "lane-standard-qwen25-14b-awq", "billing", "ledger", "postgres"]
+    "name", ["gateway-1", "lane-standard-qwen25-14b-awq", "billing", "ledger", "sealer", "postgres"]
 )
 def test_a_process_that_is_killed_is_started_again_and_requests_are_served(
     platform: Running, eventually: Eventually, name: str

@@ -8,11 +8,11 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from darktree_kit.notes import parse_verifier
+from darktree_kit.notes import make_signer, write_signer
 from darktree_ledger.checkpoints import open_checkpoint, trusted_keys
 from darktree_ledger.merkle import verify_consistency
 from darktree_ledger.receipts import LogKeyView, Receipt, check_receipt
-from darktree_ledger.sealer import make_app, write_new_key
+from darktree_ledger.sealer import make_app
 from darktree_ledger.settings import SealerSettings
 
 ORIGIN = "darktree.dev/ledger/test"
@@ -22,7 +22,8 @@ ORIGIN = "darktree.dev/ledger/test"
 def verifier(platform: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A sealer beside the platform; and its key, as a customer has it from the operator's own page."""
     key_file: Path = tmp_path_factory.mktemp("sealer") / "key"
-    vkey = write_new_key(ORIGIN, key_file)
+    signer = make_signer(ORIGIN)
+    write_signer(signer, key_file)
     settings = SealerSettings(
         database_url=SecretStr(platform.database.url_as("darktree_sealer")),
         key_files=[key_file],
@@ -30,7 +31,7 @@ def verifier(platform: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         checkpoint_seconds=0.05,
     )
     platform.stack.enter_context(platform.serving(make_app(settings)))
-    return parse_verifier(vkey)
+    return signer.verifier
 
 
 def charged(customer: Any) -> dict[str, Any]:

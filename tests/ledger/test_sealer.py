@@ -18,11 +18,11 @@ import pytest
 from pydantic import SecretStr
 from starlette.types import ASGIApp
 
-from darktree_kit.notes import MalformedKey, parse_signer, parse_verifier
+from darktree_kit.notes import MalformedKey, make_signer, parse_signer, parse_verifier, write_signer
 from darktree_ledger import merkle
 from darktree_ledger.anchors import LATEST
 from darktree_ledger.checkpoints import Checkpoint, open_checkpoint
-from darktree_ledger.sealer import make_app, write_new_key
+from darktree_ledger.sealer import make_app
 from darktree_ledger.settings import SealerSettings
 
 ORIGIN = "darktree.dev/ledger/test"
@@ -41,7 +41,7 @@ def until(true: Callable[[], Any]) -> Any:
 @pytest.fixture
 def key_file(tmp_path: Path) -> Path:
     file = tmp_path / "key"
-    write_new_key(ORIGIN, file)
+    write_signer(make_signer(ORIGIN), file)
     return file
 
 
@@ -86,7 +86,7 @@ def test_what_is_recorded_is_sealed_signed_and_anchored(
 def test_a_sealer_whose_keys_the_log_does_not_know_is_not_ready_and_says_why(
     ledger: Any, database: Any, key_file: Path, tmp_path: Path, serve: Callable[[ASGIApp], str]
 ) -> None:
-    ledger.admin.execute("SELECT ledger.add_log_key(%s, NULL)", [write_new_key(ORIGIN, tmp_path / "lost")])
+    ledger.admin.execute("SELECT ledger.add_log_key(%s, NULL)", [str(make_signer(ORIGIN).verifier)])
     url = serve(make_app(settings(database, key_file, tmp_path / "anchors")))
     answer = until(lambda: "old one" in (found := httpx.get(f"{url}/readyz")).text and found)
     assert answer.status_code == 503
@@ -176,7 +176,7 @@ def test_a_key_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path) -> No
 
 
 def test_keys_of_several_logs_are_refused(database: Any, key_file: Path, tmp_path: Path) -> None:
-    write_new_key("darktree.dev/ledger/other", tmp_path / "other")
+    write_signer(make_signer("darktree.dev/ledger/other"), tmp_path / "other")
     chosen = settings(database, key_file, tmp_path).model_copy(
         update={"key_files": [key_file, tmp_path / "other"]}
     )

@@ -12,9 +12,11 @@ log reads ours: a verifier key is `<name>+<id>+<base64>`, a signer key `PRIVATE+
 import base64
 import binascii
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -93,6 +95,13 @@ def make_signer(name: str) -> Signer:
     """Return a new key of this name. Raises MalformedKey when no key can have it."""
     _check_name(name)
     return Signer(name, Ed25519PrivateKey.generate().private_bytes_raw())
+
+
+def write_signer(signer: Signer, file: Path) -> None:
+    """Write a signer key where only this user may read it. Raises FileExistsError: a key is never overwritten."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as opened:
+        opened.write(signer.text() + "\n")
 
 
 def parse_signer(text: str) -> Signer:

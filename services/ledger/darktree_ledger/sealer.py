@@ -10,10 +10,9 @@ makes a key instead, writes it where only this user may read it, and prints its 
 
 import asyncio
 import logging
-import os
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -22,7 +21,7 @@ from darktree_kit import clock, logs, server
 from darktree_kit.app import create_app
 from darktree_kit.db import connect
 from darktree_kit.errors import Unavailable
-from darktree_kit.notes import MalformedKey, Signer, make_signer, parse_signer
+from darktree_kit.notes import MalformedKey, Signer, make_signer, parse_signer, write_signer
 from darktree_ledger import sealer_metrics as metrics
 from darktree_ledger.anchors import Anchors, target_of
 from darktree_ledger.sealing import BATCH_ENTRIES, Log, take_lock
@@ -60,15 +59,6 @@ def read_signers(files: Sequence[Path]) -> list[Signer]:
     if not 1 <= len(signers) <= MAX_KEYS or len({signer.name for signer in signers}) != 1:
         raise MalformedKey(f"a log has 1 to {MAX_KEYS} keys, and all of them its origin as their name")
     return signers
-
-
-def write_new_key(origin: str, file: Path) -> str:
-    """Make a key in a file that must not exist and only this user may read; return its verifier key."""
-    signer = make_signer(origin)
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as opened:
-        opened.write(signer.text() + "\n")
-    return str(signer.verifier)
 
 
 class Sealer:
@@ -148,12 +138,12 @@ def _headers(line: str) -> Mapping[str, str]:
 
 def main(arguments: Sequence[str]) -> None:
     if arguments:
-        with suppress(ValueError):
-            command, origin, file = arguments
-            if command == "new-key":
-                sys.stdout.write(write_new_key(origin, Path(file)) + "\n")
-                return
-        sys.exit("usage: python -m darktree_ledger.sealer [new-key ORIGIN FILE]")
+        if len(arguments) != 3 or arguments[0] != "new-key":
+            sys.exit("usage: python -m darktree_ledger.sealer [new-key ORIGIN FILE]")
+        signer = make_signer(arguments[1])
+        write_signer(signer, Path(arguments[2]))
+        sys.stdout.write(f"{signer.verifier}\n")
+        return
     settings = SealerSettings()
     logs.configure("sealer", settings.log_level)
     server.serve(make_app(settings), [server.listen(settings.host, settings.port)])
