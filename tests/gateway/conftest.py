@@ -226,6 +226,8 @@ class Platform:
         return answer.json()
 
     billing_port: int = 0
+    ledgers: list[Wire] = field(default_factory=list)
+    databases: list[Database] = field(default_factory=list)
 
     def customer(self, *, cap_tokens: int = 1_000_000, dollars: str = "100") -> Customer:
         """Make a customer with credits and a key."""
@@ -260,8 +262,8 @@ class Platform:
         prompt, generated = (int(total_of(text, name)) for name in names)
         return prompt, generated
 
-    def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self.database.admin_url, autocommit=True) as connection:
+    def sql(self, statement: str, *values: Any, ledger: int = 0) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.databases[ledger].admin_url, autocommit=True) as connection:
             return connection.execute(statement.encode(), values).fetchall()
 
     def open_holds(self, customer_id: str) -> int:
@@ -302,21 +304,24 @@ def running_platform(
     make_database: Callable[[], Database], serving_context: Serving, gateway_token: str, billing_token: str
 ) -> Callable[[Path], AbstractContextManager[Platform]]:
     @contextlib.contextmanager
-    def run(folder: Path) -> Iterator[Platform]:
-        database = make_database()
+    def run(folder: Path, ledgers: int = 1) -> Iterator[Platform]:
+        databases = [make_database() for _ in range(ledgers)]
+        database = databases[0]
         with ExitStack() as stack:
-            ledger_app = make_ledger_app(
-                LedgerSettings(
-                    database_url=SecretStr(database.url_as("darktree_ledger")),
-                    gateway_token=SecretStr(gateway_token),
-                    billing_token=SecretStr(billing_token),
+            ledger_urls = []
+            for each in databases:
+                ledger_app = make_ledger_app(
+                    LedgerSettings(
+                        database_url=SecretStr(each.url_as("darktree_ledger")),
+                        gateway_token=SecretStr(gateway_token),
+                        billing_token=SecretStr(billing_token),
+                    )
                 )
-            )
-            ledger_url = stack.enter_context(serving_context(ledger_app))
+                ledger_urls.append(stack.enter_context(serving_context(ledger_app)))
             billing_app = make_billing_app(
                 BillingSettings(
                     database_url=SecretStr(database.url_as("darktree_billing")),
-                    ledger_url=ledger_url,
+                    ledger_url=",".join(ledger_urls),
                     ledger_token=SecretStr(billing_token),
                     gateway_token=SecretStr(gateway_token),
                     admin_token=SecretStr(ADMIN_TOKEN),
@@ -334,11 +339,11 @@ def running_platform(
             lanes_file = folder / "lanes.yaml"
             documents = [lane("standard", MODEL, simulator_url), lane("scripted", SCRIPTED_MODEL, engine.url)]
             lanes_file.write_text(yaml.safe_dump_all(documents))
-            ledger_wire, billing_wire = Wire(ledger_url), Wire(billing_url)
-            stack.callback(ledger_wire.close)
-            stack.callback(billing_wire.close)
+            *ledger_wires, billing_wire = wires = [Wire(url) for url in (*ledger_urls, billing_url)]
+            for wire in wires:
+                stack.callback(wire.close)
             settings = Settings(
-                ledger_url=ledger_wire.url,
+                ledger_url=",".join(wire.url for wire in ledger_wires),
                 ledger_token=SecretStr(gateway_token),
                 billing_url=billing_wire.url,
                 billing_token=SecretStr(gateway_token),
@@ -354,7 +359,7 @@ def running_platform(
             until(lambda: httpx.get(f"{gateway_url}/readyz").status_code == 200, "the gateway's readiness")
             yield Platform(
                 gateway_url=gateway_url,
-                ledger=ledger_wire,
+                ledger=ledger_wires[0],
                 billing=billing_wire,
                 simulator_url=simulator_url,
                 engine=engine,
@@ -365,6 +370,8 @@ def running_platform(
                 stack=stack,
                 serving=serving_context,
                 billing_port=int(billing_url.rpartition(":")[2]),
+                ledgers=ledger_wires,
+                databases=databases,
             )
 
     return run

@@ -45,7 +45,7 @@ class Account:
     running: set[Any] = field(default_factory=set)
     counted: int = 0
 
-    def check_open(self) -> None:
+    def check_open(self, customer_id: str) -> None:
         pass
 
     async def hold(self, hold: Hold) -> Result:

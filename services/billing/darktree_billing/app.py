@@ -5,8 +5,9 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from darktree_billing import admin, internal
+from darktree_billing import admin, close_api, internal
 from darktree_billing.books_key import load_books_key
+from darktree_billing.chart import load_chart
 from darktree_billing.keys import Peppers
 from darktree_billing.plans import PlansFile
 from darktree_billing.settings import Settings
@@ -19,7 +20,7 @@ DESCRIPTION = "Plans, customers, API keys and caps. Money moves in the ledger; b
 
 
 def make_app(settings: Settings) -> FastAPI:
-    """Return the application. Raises PlansError or BooksKeyError when a file cannot be used."""
+    """Return the application. Raises PlansError, BooksKeyError or ChartError when a file cannot be used."""
     plans_file = PlansFile(settings.plans_file)
 
     @asynccontextmanager
@@ -45,9 +46,12 @@ def make_app(settings: Settings) -> FastAPI:
     )
     app.state.plans_file = plans_file
     app.state.peppers = _peppers(settings)
+    load_chart(settings.books_file)  # a mistake in it is told when billing starts, not at the month's end
+    app.state.books_file = settings.books_file
     app.state.books_key = load_books_key(settings.books_key_file)
     app.include_router(internal.router)
     app.include_router(admin.router)
+    app.include_router(close_api.router)
     return app
 
 

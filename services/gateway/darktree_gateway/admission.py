@@ -61,7 +61,7 @@ class Admission:
 
     async def admit(self, hold_id: UUID, caller: Caller, ask: Ask, lane: Lane, model: ModelView) -> Admitted:
         """Hold what the request may cost. Raises what refuses it, with the account's limits in its headers."""
-        self._metering.check_open()
+        self._metering.check_open(caller.customer_id)
         each = ask.max_tokens if ask.max_tokens is not None else model.default_completion_tokens
         if ask.max_tokens is not None and ask.max_tokens > lane.context_tokens:
             raise ContextLengthExceeded(

@@ -14,7 +14,6 @@ from darktree_gateway import description, usage
 from darktree_gateway.admission import Admission
 from darktree_gateway.auth import Authenticator
 from darktree_gateway.catalog import Prices
-from darktree_gateway.journal import Journal
 from darktree_gateway.lanes import LaneFile, LaneTable
 from darktree_gateway.metering import Metering
 from darktree_gateway.reconciliation import EngineCounters
@@ -25,6 +24,7 @@ from darktree_gateway.upstream import Upstream
 from darktree_kit.app import Readiness, create_app
 from darktree_kit.errors import ApiError, NotFound, Unavailable
 from darktree_ledger.client import LedgerClient
+from darktree_ledger.sharding import connect
 
 HOT_PATHS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
 _PRIVATE_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -98,14 +98,14 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
     """Everything that lives as long as the process; on the way out, what runs is finished and nothing is lost."""
     engine_token = settings.engine_token.get_secret_value()
     billing = BillingClient(settings.billing_url, settings.billing_token.get_secret_value())
-    ledger = LedgerClient(settings.ledger_url, settings.ledger_token.get_secret_value())
+    ledger = connect(settings.ledger_url, settings.ledger_token.get_secret_value())
     upstream = Upstream(idle_seconds=settings.engine_idle_seconds, token=engine_token)
     lanes = LaneFile(settings.lanes_file)
     prices = Prices(billing.catalog)
     counters = EngineCounters(lanes, upstream)
     metering = Metering(
         ledger,
-        Journal(settings.journal_dir),
+        settings.journal_dir,
         ttl_seconds=settings.hold_ttl_seconds,
         request_seconds=settings.request_seconds,
     )
@@ -165,7 +165,10 @@ def _readiness(lanes: LaneFile, prices: Prices, ledger: LedgerClient) -> Readine
         if not lanes.loaded:
             raise Unavailable("no lanes could be read yet")
         prices.model("")
-        await ledger.ready()
+        answers = await asyncio.gather(*(shard.ready() for shard in ledger.shards), return_exceptions=True)
+        problems = [answer for answer in answers if answer is not None]
+        if len(problems) == len(answers):
+            raise problems[0]
         started = True
 
     return ready

@@ -78,11 +78,17 @@ class Journal:
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
         self._writing = asyncio.Lock()
+        self._told = 0
 
     @property
     def size_bytes(self) -> int:
         """How much of this process' settlements waits."""
         return sum(file.size for file in [*self._sealed, *([self._file] if self._file else [])])
+
+    def _tell(self) -> None:
+        size = self.size_bytes
+        metrics.JOURNAL_BYTES.inc(size - self._told)  # a process can have several journals
+        self._told = size
 
     @property
     def empty(self) -> bool:
@@ -111,7 +117,7 @@ class Journal:
                             future.set_exception(error)
                     continue
             metrics.JOURNALLED.inc(len(batch))
-            metrics.JOURNAL_BYTES.set(self.size_bytes)
+            self._tell()
             for _, future in batch:
                 if not future.cancelled():
                     future.set_result(None)
@@ -148,7 +154,7 @@ class Journal:
                 replayed += await self._apply(operations[start : start + MAX_REPLAY_BATCH], apply_batch)
             self._sealed.pop(0)
             await asyncio.to_thread(file.remove)
-            metrics.JOURNAL_BYTES.set(self.size_bytes)
+            self._tell()
         return replayed
 
     async def _apply(self, operations: Sequence[Settle], apply_batch: ApplyBatch) -> int:

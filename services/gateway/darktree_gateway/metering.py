@@ -1,13 +1,15 @@
 """What is held and what was used: counting while the engine speaks, settling before the last bytes leave.
 
 A settlement is never lost: the ledger takes it, or else the journal on disk does, and only then does its answer go.
-While settlements wait in the journal, nothing new is admitted.
+While settlements wait in the journal, nothing new is admitted. Where there are several ledgers, each has a journal of
+its own: one that is away stops its own customers, and nobody else.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
 
@@ -73,14 +75,17 @@ class Metering:
     def __init__(
         self,
         ledger: LedgerClient,
-        journal: Journal,
+        journal_dir: Path,
         *,
         ttl_seconds: int,
         request_seconds: float,
         now: Monotonic = monotonic,
     ) -> None:
         self.ledger = ledger
-        self.journal = journal
+        self._journals = {
+            shard: Journal(journal_dir / f"ledger-{number}" if number else journal_dir)
+            for number, shard in enumerate(ledger.shards)
+        }
         self.running: set[Held] = set()
         self._ttl_seconds = ttl_seconds
         self._request_seconds = request_seconds
@@ -90,10 +95,13 @@ class Metering:
             UUID, Settle
         ] = {}  # neither ledger nor disk took them: kept here, and tried again
 
-    def check_open(self) -> None:
-        """Raise MeteringUnavailable while settlements wait: nothing new is admitted then."""
-        if not self.journal.empty or self._homeless:
+    def check_open(self, customer_id: str) -> None:
+        """Raise MeteringUnavailable while settlements of the customer's ledger wait: nothing new is admitted then."""
+        if not self._journal(customer_id).empty or self._homeless:
             raise MeteringUnavailable
+
+    def _journal(self, customer_id: str) -> Journal:
+        return self._journals[self.ledger.of(customer_id)]
 
     async def hold(self, operation: Hold) -> Result:
         """Ask for a hold. Raises MeteringUnavailable when the ledger does not answer: then it may expire by itself."""
@@ -145,12 +153,14 @@ class Metering:
         if result.reason == "failed":
             await self._write_down(operation)  # perhaps it was only its turn: once more, from the journal
         else:
-            await self.journal.bury(operation, result.reason or f"conflict in {result.field}")
+            await self._journal(operation.customer_id).bury(
+                operation, result.reason or f"conflict in {result.field}"
+            )
         return None
 
     async def _write_down(self, operation: Settle) -> None:
         try:
-            await self.journal.append(operation)
+            await self._journal(operation.customer_id).append(operation)
         except OSError as error:
             self._homeless[operation.hold_id] = operation
             _log.critical("the journal cannot be written", extra={"error": str(error)[:200]})
@@ -219,16 +229,22 @@ class Metering:
             await asyncio.sleep(every_seconds)
 
     async def replay(self) -> None:
-        """Try once to give the ledger everything that waits."""
+        """Try once to give the ledgers everything that waits."""
         try:
             for operation in list(self._homeless.values()):
-                await self.journal.append(operation)
+                await self._journal(operation.customer_id).append(operation)
                 self._homeless.pop(operation.hold_id, None)
-            replayed = await self.journal.replay(self.ledger.apply_batch)
+        except OSError as error:
+            _log.warning("settlements still wait in memory", extra={"error": str(error)[:200]})
+        await asyncio.gather(*map(self._replay, self._journals.values()))
+
+    async def _replay(self, journal: Journal) -> None:
+        try:
+            # To whichever ledger keeps the customer, also when another kept them as this was written.
+            replayed = await journal.replay(self.ledger.apply_batch)
         except (ApiError, OSError, ValueError) as error:
-            _log.warning(
-                "settlements still wait", extra={"error": str(error)[:200], "bytes": self.journal.size_bytes}
-            )
+            waiting = {"error": str(error)[:200], "bytes": journal.size_bytes}
+            _log.warning("settlements still wait", extra=waiting)
             return
         if replayed:
             _log.info("replayed settlements", extra={"count": replayed})
@@ -238,4 +254,5 @@ class Metering:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=SHUTDOWN_SECONDS)
         await self.replay()
-        await self.journal.close()
+        for journal in self._journals.values():
+            await journal.close()

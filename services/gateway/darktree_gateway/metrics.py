@@ -44,7 +44,7 @@ RENEWALS_REFUSED = Counter(
     "darktree_gateway_renewals_refused_total", "Holds that expired while they were served."
 )
 JOURNALLED = Counter("darktree_gateway_journalled_total", "Settlements written to the journal.")
-JOURNAL_BYTES = Gauge("darktree_gateway_journal_bytes", "Settlements in this process' journal.")
+JOURNAL_BYTES = Gauge("darktree_gateway_journal_bytes", "Settlements in this process' journals.")
 DEAD_LETTERS = Counter("darktree_gateway_dead_letters_total", "Settlements that the ledger refused for good.")
 
 

@@ -19,7 +19,7 @@ class Settings(ServiceSettings):
         0, description="A second port, for probes and metrics only; 0 serves them publicly."
     )
     ledger_url: str
-    """Where the ledger answers."""
+    """Where the ledger answers; several, with commas between, share the customers (docs/scale.md)."""
     ledger_token: SecretStr
     """Sent to the ledger: its token for gateways."""
     billing_url: str

@@ -16,6 +16,7 @@ from darktree_kit.errors import ApiError, BadRequest, NotFound
 from darktree_kit.ids import parse_request_id, request_id_of
 from darktree_kit.money import format_dollars
 from darktree_kit.openapi import refusals
+from darktree_ledger.client import LedgerClient
 from darktree_ledger.errors import UnknownCustomer
 from darktree_ledger.merkle import MAX_SIZE
 from darktree_ledger.receipts import ConsistencyProof, LogKeyView, Receipt
@@ -193,33 +194,38 @@ async def show_usage(request: Request, caller: _Caller, request_id: str) -> Prov
 )
 async def show_checkpoint(
     request: Request,
-    _: _Caller,
+    caller: _Caller,
     size: Annotated[int | None, Query(ge=1, le=MAX_SIZE, description="Of a log of so many entries.")] = None,
 ) -> PlainTextResponse:
     """Return a signed note: keep it, and later ask whether the ledger still begins with what it covers."""
     try:
-        return PlainTextResponse(await request.app.state.service.metering.ledger.checkpoint(size))
+        return PlainTextResponse(await _ledger_of(request, caller).checkpoint(size))
     except ApiError as error:
         raise _unless_known(error) from error
 
 
 @router.get("/ledger/consistency", summary="Prove that one checkpoint's log is the beginning of another's")
-async def prove_consistency(request: Request, _: _Caller, first: _Size, second: _Size) -> ConsistencyProof:
-    ledger = request.app.state.service.metering.ledger
+async def prove_consistency(
+    request: Request, caller: _Caller, first: _Size, second: _Size
+) -> ConsistencyProof:
     try:
-        proof: ConsistencyProof = await ledger.consistency(first, second)
+        return await _ledger_of(request, caller).consistency(first, second)
     except ApiError as error:
         raise _unless_known(error) from error
-    return proof
 
 
 @router.get("/ledger/keys", summary="List the keys that sign the ledger's checkpoints, oldest first")
-async def list_keys(request: Request, _: _Caller) -> list[LogKeyView]:
+async def list_keys(request: Request, caller: _Caller) -> list[LogKeyView]:
     try:
-        keys: list[LogKeyView] = await request.app.state.service.metering.ledger.log_keys()
+        return await _ledger_of(request, caller).log_keys()
     except ApiError as error:
         raise _unless_known(error) from error
-    return keys
+
+
+def _ledger_of(request: Request, caller: Caller) -> LedgerClient:
+    """Return the ledger whose log has the caller's entries."""
+    service: Service = request.app.state.service
+    return service.metering.ledger.of(caller.customer_id)
 
 
 def _card(service: Service, caller: Caller, model_id: str) -> ModelCard | None:

@@ -66,7 +66,7 @@ class LedgerClient:
         """Every ledger behind this client; sharding.py has one for several."""
         return (self,)
 
-    def of(self, customer_id: str) -> "LedgerClient":
+    def of(self, customer_id: str) -> "LedgerClient":  # noqa: ARG002 - of several, the id decides
         """Return the ledger that keeps this customer."""
         return self
 
