@@ -15,7 +15,7 @@ from darktree_ledger.client import LedgerClient
 from darktree_ledger.schemas import Adjust, ClawBack, EntryView, Grant, Post, Reinstate, Result, Show
 
 ALWAYS = datetime(2100, 1, 1, tzinfo=UTC)
-NOVEMBER, DECEMBER = date(2026, 11, 1), date(2026, 12, 1)
+NOVEMBER, DECEMBER, JANUARY = date(2026, 11, 1), date(2026, 12, 1), date(2027, 1, 1)
 
 
 @pytest.fixture
@@ -120,6 +120,38 @@ def test_a_dispute_that_is_won_gives_back_exactly_what_it_took(ledger: Any, buil
     assert ledger.one(Reinstate(**said(claw_back_id=uuid7()))).reason == "unknown_claw_back"
 
 
+def test_claw_backs_of_one_batch_are_each_their_own(ledger: Any) -> None:
+    ledger.customer("acme", dollars=0)
+    bought = buy(ledger, 3)
+    part = {"purchase_id": bought.operation_id, "amount_nanos": 10**9, "cause": "refund"}
+    parts = [ClawBack(**said(**part)) for _ in range(4)]
+    first, *_, fourth = ledger.apply(*parts)
+    assert (first.amount_nanos, first.rest_nanos, fourth.reason) == (10**9, 0, "exceeds_purchase")
+    undone = Reinstate(**said(claw_back_id=parts[0].operation_id))
+    for replayed in (False, True):
+        result = ledger.one(undone)
+        assert (result.amount_nanos, result.rest_nanos, result.balance_nanos) == (10**9, 0, 10**9)
+        assert result.replayed == replayed
+
+
+def test_a_repeated_claw_back_says_again_what_it_took_and_what_was_lost(ledger: Any, build: Any) -> None:
+    ledger.customer("acme", cap_tokens=100_000, dollars=0)
+    bought = buy(ledger, 3)
+    use(ledger, build, 1_000)
+    refund = ClawBack(**said(purchase_id=bought.operation_id, amount_nanos=3 * 10**9, cause="refund"))
+    first, again = ledger.one(refund), ledger.one(refund)
+    assert (first.amount_nanos, first.rest_nanos) == (2_250_000_000, 750_000_000)
+    assert again == first.model_copy(update={"replayed": True})
+
+
+def test_only_what_was_bought_can_be_clawed_back(ledger: Any) -> None:
+    ledger.customer("acme", dollars=0)
+    adjusted = Adjust(**said(amount_nanos=10**9))
+    ledger.one(adjusted)
+    back = ClawBack(**said(purchase_id=adjusted.operation_id, amount_nanos=1, cause="refund"))
+    assert ledger.one(back).reason == "unknown_purchase"
+
+
 def test_an_adjustment_goes_up_and_down_but_not_into_what_is_held(ledger: Any, build: Any) -> None:
     ledger.customer("acme", cap_tokens=100_000, dollars=0)
     assert ledger.one(Adjust(**said(amount_nanos=10**9))).balance_nanos == 10**9
@@ -170,6 +202,32 @@ def test_a_month_closes_once_it_is_over_sealed_and_signed(ledger: Any, build: An
         close(ledger, date(2027, 2, 1))
 
 
+def test_a_chain_stays_in_order_of_time_when_the_clock_steps_back(ledger: Any, build: Any) -> None:
+    ledger.set_clock("timestamptz '2026-12-01 00:00:01Z'")
+    ledger.customer("acme", cap_tokens=100_000)
+    ledger.set_clock("timestamptz '2026-11-30 23:59Z'")
+    use(ledger, build, 100)
+    ledger.one(Adjust(**said(amount_nanos=1)))
+    times = ledger.admin.execute("SELECT DISTINCT recorded_at FROM ledger.entry").fetchall()
+    assert times == [(datetime(2026, 12, 1, 0, 0, 1, tzinfo=UTC),)]
+
+
+def test_an_open_month_opens_where_the_open_months_before_it_end(ledger: Any, build: Any) -> None:
+    ledger.set_clock("timestamptz '2026-11-23 12:00Z'")
+    ledger.customer("acme", cap_tokens=100_000)
+    ledger.set_clock("timestamptz '2026-12-23 12:00Z'")
+    ledger.one(build.grant("acme", 1))
+    query = "SELECT * FROM ledger.month_balances(%s) WHERE customer_id = 'acme'"
+    gift = 50 * 10**9
+    for month, opening, closing in (
+        (NOVEMBER, 0, gift),
+        (DECEMBER, gift, gift + 1),
+        (JANUARY, gift + 1, gift + 1),
+    ):
+        rows = ledger.runtime.execute(query, [month]).fetchall()
+        assert rows == [("acme", opening, opening, closing, closing)]
+
+
 def test_what_is_late_for_a_closed_month_belongs_to_the_open_one(ledger: Any, build: Any) -> None:
     ledger.set_clock("timestamptz '2026-11-23 12:00Z'")
     ledger.customer("acme", cap_tokens=100_000)
@@ -187,11 +245,12 @@ def test_what_is_late_for_a_closed_month_belongs_to_the_open_one(ledger: Any, bu
         )
         return ledger.runtime.execute(query, [month]).fetchall()  # type: ignore[no-any-return]
 
-    before = totals(NOVEMBER), moved(NOVEMBER)
+    end = datetime(2026, 12, 1, tzinfo=UTC)
+    before = totals(NOVEMBER), moved(NOVEMBER), balances(ledger, end)
     ledger.set_clock("timestamptz '2026-11-30 23:59Z'")  # the clock stepped back
     use(ledger, build, 100)
     seal_and_sign(ledger)
-    assert (totals(NOVEMBER), moved(NOVEMBER)) == before
+    assert (totals(NOVEMBER), moved(NOVEMBER), balances(ledger, end)) == before
     assert totals(DECEMBER) == [(date(2026, 11, 30), "usage", 1, 75_000_000)]
     assert moved(DECEMBER) == [(50 * 10**9, 50 * 10**9 - 75_000_000)]
     assert balances(ledger)["customer_credits"] == -(50 * 10**9 - 75_000_000)

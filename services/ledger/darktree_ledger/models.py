@@ -56,6 +56,7 @@ class Account(Table, table=True):
     opened_by: UUID
     opened_at: datetime = _time()
     bonus_nanos: int = _big()
+    recorded_at: datetime = _time()
 
 
 class DayUsage(Table, table=True):

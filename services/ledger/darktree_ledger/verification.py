@@ -35,7 +35,7 @@ ACCOUNTS = {
     "adjustment": {("adjustments", CREDITS), (CREDITS, "adjustments")},
     "refund": {(CREDITS, "stripe_clearing"), ("refunds", "stripe_clearing")},
     "dispute": {(CREDITS, "stripe_clearing"), ("disputes", "stripe_clearing")},
-    "reinstatement": {("stripe_clearing", CREDITS), ("stripe_clearing", "disputes")},
+    "reinstatement": {("stripe_clearing", account) for account in (CREDITS, "refunds", "disputes")},
 }
 _PRICED = frozenset({"usage", "absorbed"})
 
@@ -120,6 +120,16 @@ class Standing:
 def sign_of(debit_account: str, credit_account: str) -> int:
     """Return 1 where an entry adds to the customer's balance, -1 where it takes from it, else 0."""
     return (credit_account == CREDITS) - (debit_account == CREDITS)
+
+
+def effect_nanos(entry: Mapping[str, Any]) -> int:
+    """Return what an entry changed the customer's balance by."""
+    return sign_of(entry["debit_account"], entry["credit_account"]) * int(entry["amount_nanos"])
+
+
+def bonus_effect_nanos(entry: Mapping[str, Any]) -> int:
+    """Return what an entry changed the customer's bonus credits by."""
+    return sign_of(entry["debit_account"], entry["credit_account"]) * int(entry["bonus_nanos"])
 
 
 @lru_cache(1_024)

@@ -20,6 +20,21 @@ BEGIN
     RETURN a;
 END $$;
 
+-- What an operation moved. A claw-back took some from the balance, which is its first entry then, and the rest was lost;
+-- a reinstatement moves the same back.
+CREATE OR REPLACE FUNCTION ledger.moved(p ledger.operation, OUT amount_nanos bigint, OUT rest_nanos bigint)
+LANGUAGE sql STABLE SET search_path = ledger, pg_temp AS $$
+    SELECT CASE WHEN c.operation_id IS NULL THEN (p.body ->> 'amount_nanos')::bigint ELSE c.taken END,
+           (c.body ->> 'amount_nanos')::bigint - c.taken
+    FROM (SELECT) one LEFT JOIN (
+        SELECT x.operation_id, x.body, CASE e.debit_account WHEN 'customer_credits' THEN e.amount_nanos ELSE 0 END AS taken
+        FROM operation x
+        JOIN entry e ON e.customer_id = x.customer_id AND e.recorded_at = x.applied_at AND e.seq = x.entry_seq
+        WHERE x.operation_id = CASE p.body ->> 'op' WHEN 'claw_back' THEN p.operation_id
+                                                    WHEN 'reinstate' THEN (p.body ->> 'claw_back_id')::uuid END
+    ) c ON true
+$$;
+
 -- How much of each purchase (and of each adjustment that added credits) is unused, oldest first: paid credits are used
 -- first in, first out, so what is left belongs to the newest.
 CREATE OR REPLACE FUNCTION ledger.unused_purchases(a ledger.account)
@@ -32,12 +47,8 @@ LANGUAGE sql STABLE SET search_path = ledger, pg_temp AS $$
           AND (p.body ->> 'op' = 'grant' AND p.body ->> 'source' = 'purchase'
                OR p.body ->> 'op' = 'adjust' AND (p.body ->> 'amount_nanos')::bigint > 0)
     ), clawed AS (
-        SELECT (p.body ->> 'purchase_id')::uuid AS purchase_id,
-               sum(e.amount_nanos) FILTER (WHERE e.debit_account = 'customer_credits') AS taken,
-               sum(e.amount_nanos) FILTER (WHERE e.debit_account <> 'customer_credits') AS rest
-        FROM operation p
-        JOIN entry e ON e.customer_id = p.customer_id AND e.recorded_at = p.applied_at
-                    AND e.seq BETWEEN p.entry_seq AND p.entry_seq + 1 AND e.kind IN ('refund', 'dispute')
+        SELECT (p.body ->> 'purchase_id')::uuid AS purchase_id, sum(m.amount_nanos) AS taken, sum(m.rest_nanos) AS rest
+        FROM operation p CROSS JOIN LATERAL moved(p) m
         WHERE p.customer_id = a.customer_id AND p.body ->> 'op' = 'claw_back'
           AND NOT EXISTS (SELECT FROM operation x WHERE x.customer_id = p.customer_id AND x.body ->> 'op' = 'reinstate'
                           AND x.body ->> 'claw_back_id' = p.operation_id::text)
@@ -62,7 +73,8 @@ DECLARE
     lot    record;
     taken  bigint;
 BEGIN
-    SELECT * INTO lot FROM unused_purchases(a) u WHERE u.operation_id = (o ->> 'purchase_id')::uuid;
+    SELECT u.* INTO lot FROM unused_purchases(a) u JOIN operation p USING (operation_id)
+    WHERE operation_id = (o ->> 'purchase_id')::uuid AND p.body ->> 'op' = 'grant';
     IF lot.operation_id IS NULL THEN
         r.reason := 'unknown_purchase';
     ELSIF wanted > lot.amount_nanos - lot.taken_nanos - lot.rest_nanos THEN
@@ -94,38 +106,33 @@ CREATE OR REPLACE FUNCTION ledger.reinstate(o jsonb, a ledger.account, r ledger.
 RETURNS ledger.step LANGUAGE plpgsql SET search_path = ledger, pg_temp AS $$
 DECLARE
     clawed operation;
-    e      entry;
+    lost   text;
 BEGIN
     SELECT * INTO clawed FROM operation p
     WHERE p.operation_id = (o ->> 'claw_back_id')::uuid AND p.customer_id = a.customer_id AND p.body ->> 'op' = 'claw_back';
     IF clawed.operation_id IS NULL THEN
         r.reason := 'unknown_claw_back';
     ELSIF EXISTS (SELECT FROM operation x WHERE x.customer_id = a.customer_id AND x.body ->> 'op' = 'reinstate'
-                  AND x.body ->> 'claw_back_id' = o ->> 'claw_back_id') THEN
+                  AND x.body ->> 'claw_back_id' = clawed.operation_id::text) THEN
         r.reason := 'resolved';
     END IF;
     IF r.reason IS NOT NULL THEN
         r.outcome := 'refused';
         RETURN ROW(a, NULL::day_usage, r)::step;
     END IF;
+    lost := CASE clawed.body ->> 'cause' WHEN 'refund' THEN 'refunds' ELSE 'disputes' END;
+    SELECT m.amount_nanos, m.rest_nanos INTO r.amount_nanos, r.rest_nanos FROM moved(clawed) m;
+    r.entry_id := (o ->> 'operation_id')::uuid;
     r.seq := a.seq + 1;
-    r.amount_nanos := 0;
-    r.rest_nanos := 0;
-    FOR e IN SELECT * FROM entry x
-             WHERE x.customer_id = a.customer_id AND x.recorded_at = clawed.applied_at
-               AND x.seq BETWEEN clawed.entry_seq AND clawed.entry_seq + 1 AND x.kind IN ('refund', 'dispute')
-             ORDER BY x.seq LOOP
-        IF e.debit_account = 'customer_credits' THEN
-            r.amount_nanos := e.amount_nanos;
-        ELSE
-            r.rest_nanos := e.amount_nanos;
-        END IF;
-        a := post_entry(a, CASE WHEN r.entry_id IS NULL THEN (o ->> 'operation_id')::uuid ELSE gen_random_uuid() END,
-                        'reinstatement', 'stripe_clearing', e.debit_account, e.amount_nanos,
-                        CASE e.debit_account WHEN 'customer_credits' THEN e.amount_nanos ELSE 0 END, 0, NULL,
-                        o ->> 'reason', o ->> 'actor', o ->> 'reference', at);
-        r.entry_id := (o ->> 'operation_id')::uuid;
-    END LOOP;
+    IF r.amount_nanos > 0 THEN
+        a := post_entry(a, r.entry_id, 'reinstatement', 'stripe_clearing', 'customer_credits', r.amount_nanos,
+                        r.amount_nanos, 0, NULL, o ->> 'reason', o ->> 'actor', o ->> 'reference', at);
+    END IF;
+    IF r.rest_nanos > 0 THEN
+        a := post_entry(a, CASE WHEN r.amount_nanos > 0 THEN gen_random_uuid() ELSE r.entry_id END, 'reinstatement',
+                        'stripe_clearing', lost, r.rest_nanos, 0, 0, NULL, o ->> 'reason', o ->> 'actor',
+                        o ->> 'reference', at);
+    END IF;
     RETURN ROW(a, NULL::day_usage, r)::step;
 END $$;
 

@@ -102,6 +102,7 @@ BEGIN
             a := o.locked;
             d := o.counted;
             a.today := greatest(a.today, utc_day);
+            a.recorded_at := greatest(a.recorded_at, at);   -- a clock that steps back cannot bring a chain out of order
             IF d.customer_id IS NULL THEN
                 d := ROW(current_id, a.today, a.cap_tokens, 0, 0, 0, 0, 0, 0, 0);
             END IF;
@@ -237,7 +238,7 @@ BEGIN
                     e := ROW(o.entry_id, a.customer_id, a.seq, 'usage', 'customer_credits', 'revenue', amount,
                              a.balance_nanos, h.usage_day, h.hold_id, h.key_id, h.model, h.lane, used_prompt,
                              used_complete, h.prompt_price_nanos, h.completion_price_nanos, o.outcome, NULL, NULL, NULL,
-                             at, pg_current_xact_id(), a.head, NULL, 2, bonus);
+                             a.recorded_at, pg_current_xact_id(), a.head, NULL, 2, bonus);
                     e.hash := entry_hash(e);
                     a.head := e.hash;
                     new_entries := array_append(new_entries, e);
@@ -254,7 +255,7 @@ BEGIN
                              h.prompt_price_nanos, h.completion_price_nanos, o.outcome,
                              CASE h.state WHEN 'expired' THEN 'settled after the hold expired'
                                           ELSE 'more than the hold' END,
-                             NULL, NULL, at, pg_current_xact_id(), a.head, NULL, 2, 0);
+                             NULL, NULL, a.recorded_at, pg_current_xact_id(), a.head, NULL, 2, 0);
                     e.hash := entry_hash(e);
                     a.head := e.hash;
                     new_entries := array_append(new_entries, e);
@@ -338,12 +339,13 @@ BEGIN
                     r.replayed := true;
                     r.entry_id := o.applied_entry_id;
                     r.seq := o.applied_seq;
-                    r.amount_nanos := o.amount_nanos;
+                    SELECT m.amount_nanos, m.rest_nanos INTO r.amount_nanos, r.rest_nanos
+                    FROM operation p CROSS JOIN LATERAL moved(p) m WHERE p.operation_id = o.operation_id;
                 END IF;
             ELSIF o.op = 'open' AND a.opened_by <> o.operation_id THEN
                 r.replayed := true;
             ELSE
-                done := administer(operations -> (o.position - 1)::integer, a, d, r, at);
+                done := administer(operations -> (o.position - 1)::integer, a, d, r, a.recorded_at);
                 a := done.a;
                 d := done.d;
                 r := done.r;
@@ -385,7 +387,8 @@ BEGIN
     IF cardinality(new_accounts) > 0 THEN
         UPDATE account x SET
             balance_nanos = y.balance_nanos, held_nanos = y.held_nanos, bonus_nanos = y.bonus_nanos,
-            cap_tokens = y.cap_tokens, today = y.today, seq = y.seq, head = y.head
+            cap_tokens = y.cap_tokens, today = y.today, seq = y.seq, head = y.head,
+            recorded_at = y.recorded_at
         FROM unnest(new_accounts) y WHERE x.customer_id = y.customer_id;
         INSERT INTO day_usage SELECT * FROM unnest(new_days)
         ON CONFLICT (customer_id, day) DO UPDATE SET

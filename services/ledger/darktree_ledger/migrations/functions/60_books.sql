@@ -34,25 +34,28 @@ BEGIN
     GROUP BY 2, 3, 4, 5, 6, 7 ORDER BY 3, 2, 4, 5, 6, 7;
 END $$;
 
--- Where every customer stood at a month's end: where they stood the month before, and what moved.
+-- Where every customer stood at a month's beginning and end: as the month closed last before it says, and what moved in
+-- open months since.
 CREATE OR REPLACE FUNCTION ledger.month_balances(wanted date) RETURNS TABLE (
     customer_id text, opening_nanos bigint, opening_bonus_nanos bigint, closing_nanos bigint, closing_bonus_nanos bigint
-) LANGUAGE sql STABLE SET search_path = ledger, pg_temp AS $$
-    WITH moved AS (
-        SELECT t.customer_id,
-               sum(CASE WHEN t.credit_account = 'customer_credits' THEN t.amount_nanos
-                        WHEN t.debit_account = 'customer_credits' THEN -t.amount_nanos ELSE 0 END)::bigint AS amount,
-               sum(CASE WHEN t.credit_account = 'customer_credits' THEN t.bonus_nanos
-                        WHEN t.debit_account = 'customer_credits' THEN -t.bonus_nanos ELSE 0 END)::bigint AS bonus
-        FROM month_totals(wanted) t GROUP BY 1
-    ), opening AS (
-        SELECT b.* FROM month_balance b
-        WHERE b.month = (SELECT max(x.month) FROM closed_month x WHERE x.month < wanted)
+) LANGUAGE sql STABLE SET search_path = ledger, pg_temp SET timezone = 'UTC' AS $$
+    WITH known AS (
+        SELECT max(x.month) AS month FROM closed_month x WHERE x.month < wanted
+    ), moved AS (
+        SELECT b.customer_id, false AS during, b.closing_nanos AS amount, b.closing_bonus_nanos AS bonus
+        FROM month_balance b JOIN known USING (month)
+        UNION ALL
+        SELECT t.customer_id, t.month = wanted, t.amount_nanos * x.sign, t.bonus_nanos * x.sign
+        FROM known CROSS JOIN LATERAL generate_series(
+            least(wanted, coalesce(known.month + interval '1 month',
+                                   (SELECT date_trunc('month', min(e.recorded_at)) FROM entry e))), wanted, '1 month') m
+        CROSS JOIN LATERAL month_totals(m::date) t
+        CROSS JOIN LATERAL (SELECT (t.credit_account = 'customer_credits')::integer
+                                   - (t.debit_account = 'customer_credits')::integer AS sign) x
     )
-    SELECT coalesce(o.customer_id, m.customer_id), coalesce(o.closing_nanos, 0), coalesce(o.closing_bonus_nanos, 0),
-           coalesce(o.closing_nanos, 0) + coalesce(m.amount, 0), coalesce(o.closing_bonus_nanos, 0) + coalesce(m.bonus, 0)
-    FROM opening o FULL JOIN moved m USING (customer_id)
-    ORDER BY 1
+    SELECT m.customer_id, coalesce(sum(m.amount) FILTER (WHERE NOT m.during), 0)::bigint,
+           coalesce(sum(m.bonus) FILTER (WHERE NOT m.during), 0)::bigint, sum(m.amount)::bigint, sum(m.bonus)::bigint
+    FROM moved m GROUP BY 1 ORDER BY 1
 $$;
 
 -- Closes a month and returns it; a month that is closed already is only returned. Refused (with a message for people and
@@ -63,6 +66,7 @@ DECLARE
     closed closed_month;
     ends   timestamptz := month_start((wanted + interval '1 month')::date);
     needed bigint;
+    counted bigint;
     before date;
 BEGIN
     PERFORM pg_advisory_xact_lock(months_lock());
@@ -85,24 +89,24 @@ BEGIN
     IF before IS NOT NULL THEN
         RAISE EXCEPTION 'an earlier month, %, has to be closed first', to_char(before, 'YYYY-MM') USING ERRCODE = 'DT001';
     END IF;
-    SELECT max(s.position) + 1 INTO needed FROM month_entries(wanted) e
-    LEFT JOIN sealed s ON s.customer_id = e.customer_id AND s.seq = e.seq
-    HAVING bool_and(s.position IS NOT NULL);
-    IF needed IS NULL AND EXISTS (SELECT FROM month_entries(wanted)) THEN
+    INSERT INTO month_total SELECT * FROM month_totals(wanted);
+    SELECT coalesce(max(s.position) + 1, 0), count(s.position) INTO needed, counted FROM month_entries(wanted) e
+    JOIN sealed s ON s.customer_id = e.customer_id AND s.seq = e.seq;
+    IF counted <> (SELECT coalesce(sum(t.entries), 0) FROM month_total t WHERE t.month = wanted) THEN
         RAISE EXCEPTION 'some of the month''s entries are not sealed yet' USING ERRCODE = 'DT001';
     END IF;
-    SELECT min(c.size) INTO closed.tree_size FROM checkpoint c WHERE c.size >= coalesce(needed, 0);
+    SELECT min(c.size) INTO closed.tree_size FROM checkpoint c WHERE c.size >= needed;
     IF closed.tree_size IS NULL THEN
         RAISE EXCEPTION 'no signed checkpoint covers the month''s entries yet' USING ERRCODE = 'DT001';
     END IF;
-    INSERT INTO month_balance
-    SELECT wanted, b.customer_id, b.closing_nanos, b.closing_bonus_nanos FROM month_balances(wanted) b;
-    INSERT INTO month_total SELECT * FROM month_totals(wanted);
     INSERT INTO closed_month VALUES (wanted, closed.tree_size, clock_now()) RETURNING * INTO closed;
+    INSERT INTO month_balance   -- from here on its totals are those that were fixed above
+    SELECT wanted, b.customer_id, b.closing_nanos, b.closing_bonus_nanos FROM month_balances(wanted) b;
     RETURN closed;
 END $$;
 
--- Debits and credits of every account as of an instant: closed months as they were closed, and what came after.
+-- Debits and credits of every account as of an instant: closed months as they were closed, and what came after. What
+-- was late for its month counts from the beginning of the month that got it.
 CREATE OR REPLACE FUNCTION ledger.trial_balance(at timestamptz)
 RETURNS TABLE (account text, model text, debit_nanos numeric, credit_nanos numeric)
 LANGUAGE plpgsql STABLE SET search_path = ledger, pg_temp SET timezone = 'UTC' AS $$
@@ -119,12 +123,13 @@ BEGIN
         SELECT e.debit_account, e.credit_account, e.model, sum(e.amount_nanos), sum(e.bonus_nanos)
         FROM entry e
         WHERE e.recorded_at >= closed_until AND e.recorded_at < at
+          AND NOT EXISTS (SELECT FROM late_entry l WHERE l.customer_id = e.customer_id AND l.seq = e.seq)
         GROUP BY 1, 2, 3
         UNION ALL
         SELECT e.debit_account, e.credit_account, e.model, e.amount_nanos, e.bonus_nanos
         FROM late_entry l
         JOIN entry e ON e.customer_id = l.customer_id AND e.seq = l.seq AND e.recorded_at = l.recorded_at
-        WHERE month_start(l.book_month) >= closed_until AND e.recorded_at < closed_until
+        WHERE month_start(l.book_month) >= closed_until AND month_start(l.book_month) < at
     ), posted AS (
         SELECT m.debit_account AS account, m.model, m.amount AS debit, 0::numeric AS credit FROM moved m
         UNION ALL

@@ -1,7 +1,11 @@
 -- Bonus credits are part of the balance, used before paid ones and never revenue.
 ALTER TABLE ledger.account
     ADD COLUMN bonus_nanos bigint NOT NULL DEFAULT 0,
+    ADD COLUMN recorded_at timestamptz NOT NULL DEFAULT 'epoch',    -- of the newest entry: none is recorded before it
     ADD CONSTRAINT bonus_is_part_of_the_balance CHECK (bonus_nanos >= 0 AND bonus_nanos <= balance_nanos);
+
+UPDATE ledger.account a SET recorded_at = e.newest
+FROM (SELECT customer_id, max(recorded_at) AS newest FROM ledger.entry GROUP BY 1) e WHERE e.customer_id = a.customer_id;
 
 -- Entries of version 1 knew no bonus: what they granted counts as paid.
 ALTER TABLE ledger.entry
