@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from darktree_billing.yaml_document import MAX_FILE_BYTES, parse_document
 from darktree_kit.money import NANOS_PER_CENT, parse_dollars
@@ -41,14 +41,15 @@ def _account(name: str) -> str:
 def _cents(text: str) -> int:
     nanos = parse_dollars(text) if isinstance(text, str) else -1
     if nanos < 0 or nanos % NANOS_PER_CENT:
-        raise ValueError('write a whole number of cents as text in quotes, such as "0.30"')
+        raise ValueError(
+            'write dollars, or percent, with two decimals at most as text in quotes, such as "0.30"'
+        )
     return nanos // NANOS_PER_CENT
 
 
-def _basis_points(text: str) -> int:
-    return _cents(text)  # hundredths of a percent, as cents are of a dollar
-
-
+Hundredths = Annotated[
+    int, BeforeValidator(_cents), PlainSerializer(lambda number: f"{number // 100}.{number % 100:02d}")
+]
 Account = Annotated[str, AfterValidator(_account)]
 
 
@@ -76,8 +77,8 @@ class Accounts(_Part):
 class StripeFee(_Part):
     """What Stripe is expected to keep of a charge: hundredths of a percent of it, and cents."""
 
-    basis_points: Annotated[int, BeforeValidator(_basis_points)] = Field(alias="percent")
-    fixed_cents: Annotated[int, BeforeValidator(_cents)] = Field(alias="fixed")
+    basis_points: Hundredths = Field(alias="percent")
+    fixed_cents: Hundredths = Field(alias="fixed")
 
     def of(self, amount_cents: int) -> int:
         """Return the fee of a charge in cents, half a cent up."""

@@ -4,6 +4,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel
 
+from darktree_billing.close_schemas import CloseList, CloseResult, ImportBalance, ImportedBalance
 from darktree_billing.key_format import key_digest, key_id_of
 from darktree_billing.schemas import (
     DEFAULT_PAGE,
@@ -132,6 +133,28 @@ class AdminClient:
         """Have the ledger check itself. Takes time: it reads every entry."""
         return CheckReport.model_validate_json(await self._slow_http.call("POST", "/admin/ledger/check"))
 
+    async def import_balance(self, body: ImportBalance) -> ImportedBalance:
+        """Take in a file of Stripe's balance transactions. Repeating it changes nothing."""
+        content = body.model_dump_json().encode()
+        path = "/admin/balance-transactions"
+        return ImportedBalance.model_validate_json(await self._slow_http.call("POST", path, body=content))
+
+    async def close_month(self, month: str) -> CloseResult:
+        """Close a month; closing it again tells whether the same would come out."""
+        return CloseResult.model_validate_json(await self._slow_http.call("POST", _close(month)))
+
+    async def closes(self) -> CloseList:
+        """Return the closed months, newest first."""
+        return CloseList.model_validate_json(await self._http.call("GET", "/admin/closes"))
+
+    async def close_pack(self, month: str) -> bytes:
+        """Return a closed month's pack: a zip."""
+        return await self._slow_http.call("GET", _close(month, "pack.zip"))
+
+    async def close_preview(self, month: str) -> bytes:
+        """Return an open month's pack as far as it has come: a zip, unsigned."""
+        return await self._slow_http.call("GET", _close(month, "preview.zip"))
+
     async def status(self) -> StatusView:
         return StatusView.model_validate_json(await self._http.call("GET", "/admin/status"))
 
@@ -141,6 +164,10 @@ class AdminClient:
 
 def _customer(customer_id: str, *rest: str) -> str:
     return "/".join(["/admin/customers", _part(customer_id), *rest])
+
+
+def _close(month: str, *rest: str) -> str:
+    return "/".join(["/admin/closes", _part(month), *rest])
 
 
 def _page(limit: int, after: str | None) -> dict[str, str]:

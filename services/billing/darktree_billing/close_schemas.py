@@ -49,3 +49,6 @@ class CloseList(BaseModel):
     """Closed months, newest first."""
 
     data: list[CloseView]
+    books_key: str | None = Field(
+        description="The verifier key of packs and statements; keep it elsewhere too."
+    )

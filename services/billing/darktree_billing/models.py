@@ -78,13 +78,13 @@ class BalanceRow(SQLModel, table=True):
 
 
 class BookedMonth(SQLModel, table=True):
-    """A closed month: the pack as it was handed out, the chart it was closed with, what the next month begins with."""
+    """A closed month: the pack as it was handed out, what it was configured with, what comes next begins with."""
 
     __tablename__: ClassVar[Any] = "closed_month"
     __table_args__: ClassVar[Any] = {"schema": SCHEMA}
 
     month: str = Field(primary_key=True, sa_type=Text)
-    chart: dict[str, Any] = Field(sa_type=JSONB)
+    config: dict[str, Any] = Field(sa_type=JSONB)
     carried: dict[str, Any] = Field(sa_type=JSONB)
     manifest_sha256: str = Field(sa_type=Text)
     pack: bytes = Field(sa_type=LargeBinary)

@@ -22,8 +22,11 @@ class Month(NamedTuple):
 
     @classmethod
     def of(cls, instant: datetime) -> Self:
-        in_utc = instant.astimezone(UTC)
-        return cls(in_utc.year, in_utc.month)
+        return cls.of_day(instant.astimezone(UTC).date())
+
+    @classmethod
+    def of_day(cls, day: date) -> Self:
+        return cls(day.year, day.month)
 
     def __str__(self) -> str:
         return f"{self.year}-{self.number:02d}"

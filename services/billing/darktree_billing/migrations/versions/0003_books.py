@@ -29,7 +29,7 @@ CREATE INDEX balance_transaction_of_payout ON billing.balance_transaction (payou
 
 CREATE TABLE billing.closed_month (
     month           text COLLATE "C" PRIMARY KEY CHECK (month ~ '^\d{4}-\d\d$'),
-    chart           jsonb NOT NULL,
+    config          jsonb NOT NULL,
     carried         jsonb NOT NULL,
     manifest_sha256 text NOT NULL,
     pack            bytea NOT NULL,
