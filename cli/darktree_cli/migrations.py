@@ -36,14 +36,15 @@ def migrate(database_url: str, passwords: Mapping[str, str]) -> None:
 def command(output: OutputOption = Output.TABLE) -> None:
     """Bring the schemas of the database that DATABASE_URL names up to date.
 
-    DATABASE_URL is a URL of someone who may create roles and schemas; the services' own roles may not. When
-    DARKTREE_LEDGER_ROLE_PASSWORD, DARKTREE_SEALER_ROLE_PASSWORD or DARKTREE_BILLING_ROLE_PASSWORD is set, that role may
-    log in with it afterwards.
+    DATABASE_URL is a URL of someone who may create roles and schemas, or later of the role darktree_migrator; the
+    services' own roles may not. When DARKTREE_MIGRATOR_ROLE_PASSWORD, DARKTREE_LEDGER_ROLE_PASSWORD,
+    DARKTREE_SEALER_ROLE_PASSWORD or DARKTREE_BILLING_ROLE_PASSWORD is set, that role may log in with it afterwards.
     """
     settings = Settings()
     if settings.database_url is None:
         raise typer.BadParameter("set DATABASE_URL to the database to migrate", param_hint="DATABASE_URL")
     given = {
+        "darktree_migrator": settings.migrator_role_password,
         "darktree_ledger": settings.ledger_role_password,
         "darktree_sealer": settings.sealer_role_password,
         "darktree_billing": settings.billing_role_password,

@@ -156,6 +156,16 @@ def test_migrate_brings_an_empty_database_up_to_date_as_often_as_it_is_said(
         assert json.loads(ran.stdout)["schemas"] == ["ledger", "billing"]
 
 
+def test_whoever_made_the_roles_is_needed_only_once(
+    darktree: Darktree, tmp_path: Path, empty_database: Callable[[], Any]
+) -> None:
+    made = empty_database()
+    password = {"DARKTREE_MIGRATOR_ROLE_PASSWORD": "unused: the socket is trusted"}
+    for url, added in ((made.admin_url, password), (made.url_as("darktree_migrator"), {})):
+        ran = darktree("migrate", "--output", "json", cwd=tmp_path, DATABASE_URL=url, **added)
+        assert json.loads(ran.stdout)["roles_with_login"] == (["darktree_migrator"] if added else [])
+
+
 def test_every_command_has_help_and_the_exit_codes_are_told() -> None:
     told = CliRunner().invoke(app, ["--help"]).stdout
     assert "3 no running platform" in " ".join(told.split())

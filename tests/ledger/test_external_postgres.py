@@ -71,7 +71,10 @@ def deployer_url(server_url: str) -> str:
 def test_a_request_is_held_and_charged_on_the_oldest_postgres(deployer_url: str, build: Any) -> None:
     for package, schema in (("darktree_ledger", "ledger"), ("darktree_billing", "billing")):
         migrate.upgrade(deployer_url, package, schema=schema)
-    migrate.allow_login(deployer_url, "darktree_ledger", "unused: the socket is trusted")
+    for role in ("darktree_ledger", migrate.MIGRATOR_ROLE):
+        migrate.allow_login(deployer_url, role, "unused: the socket is trusted")
+    migrator_url = deployer_url.replace("deployer@", f"{migrate.MIGRATOR_ROLE}@")
+    migrate.upgrade(migrator_url, "darktree_ledger", schema="ledger")
     placed = build.hold("acme", 10, 500)
     paid = build.settle(placed, 10, 40)
     with psycopg.connect(deployer_url.replace("deployer@", "darktree_ledger@"), autocommit=True) as runtime:

@@ -69,6 +69,31 @@ def test_somebody_who_is_no_superuser_can_migrate(
     migrate.upgrade(made.url_as("somebody"), "darktree_ledger", schema="ledger")
 
 
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_whoever_made_the_roles_is_needed_only_for_the_first_step(
+    empty_database: Callable[..., Any], revision: str
+) -> None:
+    made = empty_database()
+    migrate.upgrade(made.admin_url, "darktree_ledger", schema="ledger", revision=revision)
+    migrate.allow_login(made.admin_url, migrate.MIGRATOR_ROLE, "unused: the socket is trusted")
+    for _ in range(2):
+        migrate.upgrade(made.url_as(migrate.MIGRATOR_ROLE), "darktree_ledger", schema="ledger")
+    migrate.upgrade(made.url_as(migrate.MIGRATOR_ROLE), "darktree_billing", schema="billing")
+
+
+def test_everybody_else_has_no_place_in_a_migrated_database(empty_database: Callable[..., Any]) -> None:
+    made = empty_database()
+    migrate.upgrade(made.admin_url, "darktree_ledger", schema="ledger")
+    with psycopg.connect(made.admin_url) as connection:
+        connection.execute("CREATE ROLE anybody")
+        may = "has_database_privilege('anybody', current_database(), {}), has_schema_privilege('anybody', {}, {})"
+        query = f"SELECT {may}, {may}".format(
+            "'TEMP'", "'public'", "'CREATE'", "'CREATE'", "'ledger'", "'USAGE'"
+        )
+        assert connection.execute(query).fetchone() == (False, False, False, False)
+        connection.rollback()
+
+
 def test_the_models_are_what_the_migrations_make(database: Any) -> None:
     engine = create_engine(driver_url(database.admin_url))
     with engine.connect() as connection:

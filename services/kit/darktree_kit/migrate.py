@@ -19,6 +19,9 @@ from sqlalchemy import Connection, create_engine, text
 from darktree_kit.db import driver_url
 
 OWNER_ROLE = "darktree_owner"
+MIGRATOR_ROLE = (
+    "darktree_migrator"  # may act as the owner, so that whoever made the roles is needed only once
+)
 LOCK_KEY = 0x64_74_6D_69  # "dtmi": one migration at a time, however many start at once
 
 # Roles belong to the whole cluster, beyond the reach of a database's advisory lock: another database's migration
@@ -31,16 +34,31 @@ DO $$ BEGIN
 EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
 END $$
 """
-# Whoever migrates need not be a superuser, but must be able to act as the owner.
-_SHARE_SCHEMA = """
+# Whoever migrates need not be a superuser, but must be able to act as the owner. What a database's own owner gives to
+# everybody is taken back: a place for temporary tables, and in old databases one in the schema `public`.
+_GIVE_TO_OWNER = """
 DO $$ BEGIN
-    IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+    BEGIN
+        SET ROLE {owner};
+    EXCEPTION WHEN insufficient_privilege THEN
         EXECUTE format('GRANT {owner} TO %I', current_user);
+    END;
+    RESET ROLE;
+    IF NOT pg_has_role('{migrator}', '{owner}', 'MEMBER') THEN
+        GRANT {owner} TO {migrator};
     END IF;
+    IF (SELECT pg_has_role(datdba, 'USAGE') FROM pg_database WHERE datname = current_database()) THEN
+        EXECUTE format('GRANT CREATE ON DATABASE %I TO {owner}', current_database());
+        EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
+        IF to_regnamespace('public') IS NOT NULL THEN
+            REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+        END IF;
+    END IF;
+    ALTER SCHEMA "{schema}" OWNER TO {owner};
     REVOKE ALL ON SCHEMA "{schema}" FROM PUBLIC;
-    GRANT USAGE, CREATE ON SCHEMA "{schema}" TO {owner} WITH GRANT OPTION;
 END $$
 """
+_KEEP_FUNCTIONS = "ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON ROUTINES FROM PUBLIC"
 
 
 def upgrade(url: str, package: str, *, schema: str, revision: str = "head") -> None:
@@ -49,7 +67,8 @@ def upgrade(url: str, package: str, *, schema: str, revision: str = "head") -> N
     try:
         with engine.connect() as connection:
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": LOCK_KEY})
-            connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
+            if connection.scalar(text("SELECT to_regnamespace(:schema)"), {"schema": schema}) is None:
+                connection.execute(text(f'CREATE SCHEMA "{schema}"'))
             connection.commit()
             try:
                 command.upgrade(_config(connection, package, schema, newest=revision == "head"), revision)
@@ -66,15 +85,18 @@ def run_env(context: Any) -> None:
     """Be the body of a service's `migrations/env.py`; `context` is `alembic.context`.
 
     Makes the roles when they are missing: `darktree_owner`, as whom the migrations run and who therefore owns what they
-    make, and the runtime roles: `darktree_<schema>` and what the migrations name in ROLES. They get only what is granted.
+    make; `darktree_migrator`, who may run later ones; and the runtime roles: `darktree_<schema>` and what the migrations
+    name in ROLES. They get only what is granted.
     """
     attributes = context.config.attributes
     connection: Connection = attributes["connection"]
     schema: str = attributes["schema"]
-    for role in (OWNER_ROLE, f"darktree_{schema}", *attributes["roles"]):
+    for role in (OWNER_ROLE, MIGRATOR_ROLE, f"darktree_{schema}", *attributes["roles"]):
         connection.execute(text(_CREATE_ROLE.format(role=role)))
-    connection.execute(text(_SHARE_SCHEMA.format(owner=OWNER_ROLE, schema=schema)))
+    give = _GIVE_TO_OWNER.format(owner=OWNER_ROLE, migrator=MIGRATOR_ROLE, schema=schema)
+    connection.exec_driver_sql(give.replace("%", "%%"))
     connection.execute(text(f"SET ROLE {OWNER_ROLE}"))
+    connection.execute(text(_KEEP_FUNCTIONS))
     context.configure(connection=connection, version_table_schema=schema)
     with context.begin_transaction():
         context.run_migrations()
@@ -84,7 +106,7 @@ def run_env(context: Any) -> None:
 
 
 def allow_login(url: str, role: str, password: str) -> None:
-    """Let a runtime role, which migrations made, log in with this password."""
+    """Let a role that migrations made log in with this password."""
     with psycopg.connect(url, autocommit=True) as connection:
         statement = sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}")
         connection.execute(statement.format(sql.Identifier(role), sql.Literal(password)))
