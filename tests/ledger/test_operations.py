@@ -3,6 +3,7 @@
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 
 from darktree_kit.ids import uuid7
@@ -165,13 +166,16 @@ def test_the_same_grant_with_another_amount_is_a_conflict_that_names_the_field(
     assert (conflict.outcome, conflict.field, conflict.balance_nanos) == ("conflict", "amount_nanos", 5)
 
 
-def test_an_id_that_comes_twice_in_one_batch_is_sent_back_to_be_repeated(ledger: Any, build: Any) -> None:
+def test_an_id_that_comes_twice_in_one_call_fails_it_whole(ledger: Any, build: Any) -> None:
     ledger.customer("acme")
-    placed = build.hold("acme", 10, 20)
-    body = "[" + ",".join([placed.model_dump_json()] * 2) + "]"
-    answer = ledger.value("SELECT ledger.apply(%s::jsonb)", body)
-    assert '"outcome":"again"' in answer
-    assert ledger.value("SELECT count(*) FROM ledger.hold") == 1
+    placed, kept = build.hold("acme", 10, 20), build.hold("acme", 1, 1)
+    ledger.one(kept)
+    paid = build.settle(kept, 1, 1)
+    for twice in ([placed, placed], [paid, paid], [build.grant("acme", 1)] * 2):
+        with pytest.raises(psycopg.DatabaseError):
+            ledger.apply(*twice)
+    assert ledger.value("SELECT count(*) FROM ledger.hold WHERE state = 'open'") == 1
+    assert ledger.value("SELECT count(*) FROM ledger.entry") == 1
 
 
 def test_more_than_the_hold_is_absorbed_by_the_house_and_never_charged(ledger: Any, build: Any) -> None:

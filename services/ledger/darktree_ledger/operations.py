@@ -1,11 +1,13 @@
 """Operations are applied by one database call a batch; this module only carries them there and back.
 
-What may be repeated is repeated: operations that touch an id twice in one batch, batches that lost a deadlock or their
-connection, and, one by one, the operations of a batch of which one cannot be applied at all.
+What may be repeated is repeated: batches that lost a deadlock or their connection, and, one by one, the operations of a
+batch of which one cannot be applied at all. Operations that touch an id of an earlier one go in a call of their own.
 """
 
 import logging
 from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
 
 import orjson
 import psycopg
@@ -24,15 +26,28 @@ async def apply(calls: Calls, operations: Sequence[Operation]) -> bytes:
 
     Raises psycopg.Error when the database is away; then nothing of this call is known to be applied.
     """
-    answer = await _apply_once(calls, operations)
-    if b'"outcome":"again"' not in answer:
-        return answer
-    results = orjson.loads(answer)
-    repeated = [index for index, result in enumerate(results) if result["outcome"] == "again"]
-    later = orjson.loads(await apply(calls, [operations[index] for index in repeated]))
-    for index, result in zip(repeated, later, strict=True):
-        results[index] = result
-    return orjson.dumps(results)
+    repeated = _repeated(operations)
+    if not repeated:
+        return await _apply_once(calls, operations)
+    first = [index for index in range(len(operations)) if index not in repeated]
+    results: dict[int, Any] = {}
+    for indexes in (first, sorted(repeated)):
+        answers = orjson.loads(await apply(calls, [operations[index] for index in indexes]))
+        results |= zip(indexes, answers, strict=True)
+    return orjson.dumps([results[index] for index in range(len(operations))])
+
+
+def _repeated(operations: Sequence[Operation]) -> set[int]:
+    """Return which operations touch an id that an earlier one touches: the database takes each id once a call."""
+    seen: set[UUID] = set()
+    repeated: set[int] = set()
+    for index, operation in enumerate(operations):
+        touched = getattr(operation, "hold_id", None) or getattr(operation, "operation_id", None)
+        if touched in seen:
+            repeated.add(index)
+        elif touched is not None:
+            seen.add(touched)
+    return repeated
 
 
 async def _apply_once(calls: Calls, operations: Sequence[Operation]) -> bytes:

@@ -1,6 +1,6 @@
 -- Applies a batch. Every customer's row is locked, in order of their ids, before anything is decided; decisions are
--- made in memory, one customer after another; everything is written at the end, set by set. An operation on an id that
--- an earlier operation of the same batch has touched comes back as `again`: the service calls once more with those.
+-- made in memory, one customer after another; everything is written at the end, set by set. Each id may be touched once a
+-- call: what touches it again is not seen, or fails the call (the service sends such operations in a call of their own).
 CREATE OR REPLACE FUNCTION ledger.apply(operations jsonb) RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = ledger, pg_temp
@@ -30,12 +30,13 @@ DECLARE
     limit_nanos   bigint;
     amount        bigint;
     bonus         bigint;
+    written       bigint;
     done          step;
     used_prompt   bigint;
     used_complete bigint;
     old_day       day_usage;
     changed       boolean := false;
-    results       result[] := '{}';
+    results       text[];
     new_holds     hold[] := '{}';
     done_holds    hold[] := '{}';
     new_entries   entry[] := '{}';
@@ -43,9 +44,6 @@ DECLARE
     new_days      day_usage[] := '{}';
     h             hold;
 BEGIN
-    SELECT array_agg(DISTINCT x.customer_id ORDER BY x.customer_id) INTO customer_ids
-    FROM jsonb_to_recordset(operations) AS x (customer_id text COLLATE "C");
-
     IF operations @> '[{"op": "open"}]' THEN
         at := clock_now();
         INSERT INTO account (customer_id, cap_tokens, today, head, opened_by, opened_at)
@@ -59,10 +57,15 @@ BEGIN
     END IF;
 
     -- Lock, in one order for everybody. The clock is read afterwards: a wait may have crossed midnight.
-    PERFORM FROM account x WHERE x.customer_id = ANY (customer_ids) ORDER BY x.customer_id FOR UPDATE;
+    SELECT array_agg(l.customer_id) INTO customer_ids FROM (
+        SELECT x.customer_id FROM account x
+        WHERE x.customer_id IN (SELECT y.customer_id FROM jsonb_to_recordset(operations) AS y (customer_id text COLLATE "C"))
+        ORDER BY x.customer_id FOR UPDATE
+    ) l;
     at := clock_now();
     utc_day := at::date;
     reset_seconds := ceil(extract(epoch FROM (utc_day + 1)::timestamptz - at));
+    results := array_fill(NULL::text, ARRAY[jsonb_array_length(operations)]);
 
     IF EXISTS (SELECT FROM hold x WHERE x.customer_id = ANY (customer_ids) AND x.state = 'open'
                AND x.expires_at <= at) THEN
@@ -70,22 +73,16 @@ BEGIN
     END IF;
 
     FOR o IN
-        SELECT x.*,
-               x.id IS NOT NULL AND row_number() OVER (PARTITION BY x.id ORDER BY x.position) > 1 AS again,
-               locked, counted, held, p.body AS applied_body, p.customer_id AS applied_customer_id,
+        SELECT x.*, locked, counted, held, p.body AS applied_body, p.customer_id AS applied_customer_id,
                p.entry_id AS applied_entry_id, p.entry_seq AS applied_seq
-        FROM (
-            SELECT y.*, coalesce(y.hold_id, y.operation_id) AS id
-            FROM ROWS FROM (jsonb_to_recordset(operations) AS (
-                op text, operation_id uuid, hold_id uuid, customer_id text, key_id text, model text, lane text,
-                prompt_tokens bigint, completion_tokens bigint, step_tokens bigint, exact boolean,
-                prompt_price_nanos bigint, completion_price_nanos bigint, ttl_seconds integer,
-                entry_id uuid, outcome text, amount_nanos bigint
-            )) WITH ORDINALITY AS y (
-                op, operation_id, hold_id, customer_id, key_id, model, lane, prompt_tokens, completion_tokens,
-                step_tokens, exact, prompt_price_nanos, completion_price_nanos, ttl_seconds, entry_id, outcome,
-                amount_nanos, "position")
-        ) x
+        FROM ROWS FROM (jsonb_to_recordset(operations) AS (
+            op text, operation_id uuid, hold_id uuid, customer_id text, key_id text, model text, lane text,
+            prompt_tokens bigint, completion_tokens bigint, step_tokens bigint, exact boolean,
+            prompt_price_nanos bigint, completion_price_nanos bigint, ttl_seconds integer,
+            entry_id uuid, outcome text, amount_nanos bigint
+        )) WITH ORDINALITY AS x (
+            op, operation_id, hold_id, customer_id, key_id, model, lane, prompt_tokens, completion_tokens, step_tokens,
+            exact, prompt_price_nanos, completion_price_nanos, ttl_seconds, entry_id, outcome, amount_nanos, "position")
         LEFT JOIN account locked ON locked.customer_id = x.customer_id
         LEFT JOIN day_usage counted ON counted.customer_id = x.customer_id AND counted.day = greatest(locked.today, utc_day)
         LEFT JOIN hold held ON held.hold_id = x.hold_id
@@ -110,16 +107,12 @@ BEGIN
         END IF;
 
         r := NULL;
-        r.position := o.position;
         r.outcome := 'done';
         h := o.held;
 
         IF a.customer_id IS NULL THEN
             r.outcome := 'refused';
             r.reason := 'unknown_customer';
-
-        ELSIF o.again THEN
-            r.outcome := 'again';
 
         ELSIF o.op = 'hold' THEN
             IF h.hold_id IS NOT NULL THEN
@@ -353,16 +346,17 @@ BEGIN
             END IF;
         END IF;
 
-        IF a.customer_id IS NOT NULL THEN
-            r.balance_nanos := a.balance_nanos;
-            r.held_nanos := a.held_nanos;
-            r.cap_tokens := a.cap_tokens;
-            r.day := d.day;
-            r.day_tokens := d.prompt_tokens + d.completion_tokens;
-            r.day_held_tokens := d.held_tokens;
-            r.reset_seconds := reset_seconds;
-        END IF;
-        results := array_append(results, r);
+        -- Written by hand: to_json would cost more than the operation. What is null is left out, as concat does.
+        results[o.position] := concat(
+            '{"outcome":"', r.outcome, '"', ',"reason":"' || r.reason || '"', ',"field":' || to_json(r.field),
+            CASE WHEN r.replayed THEN ',"replayed":true' END,
+            ',"balance_nanos":' || a.balance_nanos, ',"held_nanos":' || a.held_nanos, ',"cap_tokens":' || a.cap_tokens,
+            ',"day":"' || d.day || '"', ',"day_tokens":' || (d.prompt_tokens + d.completion_tokens),
+            ',"day_held_tokens":' || d.held_tokens, ',"reset_seconds":' || CASE WHEN a.customer_id IS NOT NULL THEN reset_seconds END,
+            ',"completion_tokens":' || r.completion_tokens, ',"usage_day":"' || r.usage_day || '"',
+            ',"expires_in_seconds":' || r.expires_in_seconds, ',"entry_id":"' || r.entry_id || '"', ',"seq":' || r.seq,
+            ',"charged_tokens":' || r.charged_tokens, ',"absorbed_tokens":' || r.absorbed_tokens,
+            ',"amount_nanos":' || r.amount_nanos, ',"rest_nanos":' || r.rest_nanos, '}');
     END LOOP;
     IF changed THEN
         new_accounts := array_append(new_accounts, a);
@@ -380,6 +374,10 @@ BEGIN
             used_completion_tokens = y.used_completion_tokens, outcome = y.outcome,
             charged_tokens = y.charged_tokens, absorbed_tokens = y.absorbed_tokens, charged_nanos = y.charged_nanos
         FROM unnest(done_holds) y WHERE x.hold_id = y.hold_id;
+        GET DIAGNOSTICS written = ROW_COUNT;
+        IF written <> cardinality(done_holds) THEN
+            RAISE EXCEPTION 'a hold is touched twice in one call';
+        END IF;
     END IF;
     IF cardinality(new_entries) > 0 THEN
         INSERT INTO entry SELECT * FROM unnest(new_entries);
@@ -398,5 +396,5 @@ BEGIN
             refused_requests = excluded.refused_requests;
     END IF;
 
-    RETURN (SELECT json_strip_nulls(json_agg(x ORDER BY x.position)) FROM unnest(results) x)::text;
+    RETURN '[' || array_to_string(results, ',') || ']';
 END $$;
