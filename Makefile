@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 PIP_INSTALL := $(PIP) install
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test check format bench openapi reference vllm lock clean
+.PHONY: help install up test check format bench openapi reference vectors vllm lock clean
 
 help: ## Show this help
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ openapi: install ## Write docs/openapi/ from the services' own code
 
 reference: install ## Write docs/reference.md: every setting and metric, from the code
 	$(BIN)/python scripts/reference.py
+
+vectors: install ## Write docs/ledger-vectors.json: examples of the ledger's format for other verifiers
+	$(BIN)/python scripts/vectors.py
 
 vllm: ## Make .venv-vllm, a real vLLM for a CPU (large: PyTorch comes with it)
 	bash scripts/vllm-install.sh
