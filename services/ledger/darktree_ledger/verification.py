@@ -48,12 +48,14 @@ class Failure:
     customer_id: str | None = None
     seq: int | None = None
     entry_id: str | None = None
+    line: int | None = None  # of the file
 
     def __str__(self) -> str:
-        if self.customer_id is None:
-            return self.what
-        place = f"customer {self.customer_id}, entry {self.seq}"
-        return f"{place} ({self.entry_id}): {self.what}" if self.entry_id else f"{place}: {self.what}"
+        place = "" if self.line is None else f"line {self.line}: "
+        if self.customer_id is not None:
+            entry_id = f" ({self.entry_id})" if self.entry_id else ""
+            place += f"customer {self.customer_id}, entry {self.seq}{entry_id}: "
+        return place + self.what
 
 
 @dataclass
@@ -170,15 +172,20 @@ def check_lines(lines: Iterable[bytes], first_line: int = 1) -> Checked:
             if entry is None:
                 run = Run(item["customer_id"], item["seq"], None, None, 0, last_seq=item["seq"])
                 checked.failures.append(
-                    Failure("is missing, though the log has sealed it", run.customer_id, run.first_seq)
+                    Failure(
+                        "is missing, though the log has sealed it",
+                        run.customer_id,
+                        run.first_seq,
+                        line=number,
+                    )
                 )
                 checked.leaves.append(bytes.fromhex(leaf))
             else:
-                checked.leaves.append(_check_entry(entry, leaf, checked.failures))
+                checked.leaves.append(_check_entry(entry, leaf, checked.failures, number))
                 run = _extended(open_runs.get(entry["customer_id"]), entry, checked.failures)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError, struct.error) as error:
-            what = f"line {number} holds no entry that can be read: {type(error).__name__}: {error}"
-            checked.failures.append(Failure(what))
+            what = f"holds no entry that can be read: {type(error).__name__}: {error}"
+            checked.failures.append(Failure(what, line=number))
             checked.leaves.append(b"")
             continue
         if open_runs.get(run.customer_id) is not run:
@@ -187,18 +194,18 @@ def check_lines(lines: Iterable[bytes], first_line: int = 1) -> Checked:
     return checked
 
 
-def _check_entry(entry: Mapping[str, Any], leaf: str | None, failures: list[Failure]) -> bytes:
+def _check_entry(entry: Mapping[str, Any], leaf: str | None, failures: list[Failure], line: int) -> bytes:
     """Return the hash that the entry's fields give, and note what is wrong with the entry by itself."""
     recomputed = document_hash(entry, bytes.fromhex(entry["prev_hash"]))
     found = recomputed.hex()
     if found != entry["hash"]:
         failures.append(
-            _failure(entry, "its fields do not give its hash: a field, prev_hash or hash was altered")
+            _failure(entry, line, "its fields do not give its hash: a field, prev_hash or hash was altered")
         )
     if leaf is not None and leaf != found:
-        failures.append(_failure(entry, "it is not what was sealed in the log at its position"))
+        failures.append(_failure(entry, line, "it is not what was sealed in the log at its position"))
     if (problem := problem_of(entry)) is not None:
-        failures.append(_failure(entry, problem))
+        failures.append(_failure(entry, line, problem))
     return recomputed
 
 
@@ -211,7 +218,7 @@ def _extended(run: Run | None, entry: Mapping[str, Any], failures: list[Failure]
         run = Run(entry["customer_id"], seq, entry["entry_id"], prev, before)
     elif prev != run.head or before != run.balance_nanos:
         for what in _link_problems(prev, run.head, before, run.balance_nanos):
-            failures.append(_failure(entry, what))
+            failures.append(_failure(entry, None, what))
     run.last_seq, run.head, run.balance_nanos = seq, entry["hash"], balance
     bonus = entry["bonus_nanos"]
     if bonus:
@@ -219,7 +226,7 @@ def _extended(run: Run | None, entry: Mapping[str, Any], failures: list[Failure]
         run.bonus_low = min(run.bonus_low, run.bonus_nanos)
     if entry["kind"] == "usage" and bonus < entry["amount_nanos"]:
         if run.bonus_spent not in (None, run.bonus_nanos):
-            failures.append(_failure(entry, "paid credits were used before bonus credits"))
+            failures.append(_failure(entry, None, "paid credits were used before bonus credits"))
         run.bonus_spent = run.bonus_nanos
     return run
 
@@ -235,8 +242,8 @@ def _link_problems(prev: str, head: str, before_nanos: int, balance_nanos: int) 
     return problems
 
 
-def _failure(entry: Mapping[str, Any], what: str) -> Failure:
-    return Failure(what, entry["customer_id"], entry["seq"], entry["entry_id"])
+def _failure(entry: Mapping[str, Any], line: int | None, what: str) -> Failure:
+    return Failure(what, entry["customer_id"], entry["seq"], entry["entry_id"], line)
 
 
 class Chains:
