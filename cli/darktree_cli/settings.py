@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     vllm_python: Path | None = Field(None, validation_alias="DARKTREE_VLLM_PYTHON")
     """The Python of another environment with vLLM, for `darktree up --engine vllm`."""
     migrator_role_password: SecretStr | None = Field(None, validation_alias="DARKTREE_MIGRATOR_ROLE_PASSWORD")
-    """`darktree migrate` lets the role `darktree_migrator` log in with it: later migrations need nobody who may do more."""
+    """`darktree migrate` lets the role `darktree_migrator` log in with it, to run later migrations."""
     ledger_role_password: SecretStr | None = Field(None, validation_alias="DARKTREE_LEDGER_ROLE_PASSWORD")
     """`darktree migrate` lets the role `darktree_ledger` log in with it."""
     sealer_role_password: SecretStr | None = Field(None, validation_alias="DARKTREE_SEALER_ROLE_PASSWORD")

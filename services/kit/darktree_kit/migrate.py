@@ -2,8 +2,9 @@
 
 Services never migrate: their roles may not. `darktree migrate` (and `darktree up`) does, before they start.
 
-Tables go up step by step. Functions have no state, so they are no steps: what lies in `migrations/functions/` is applied
-anew, in order of the files' names and in the same transaction, whenever a schema is brought to its newest revision.
+Tables go up step by step. Functions have no state, so they are no steps: what lies in `migrations/functions/` is
+applied anew, in order of the files' names and in the same transaction, whenever a schema is brought to its newest
+revision.
 """
 
 import importlib
@@ -84,9 +85,9 @@ def upgrade(url: str, package: str, *, schema: str, revision: str = "head") -> N
 def run_env(context: Any) -> None:
     """Be the body of a service's `migrations/env.py`; `context` is `alembic.context`.
 
-    Makes the roles when they are missing: `darktree_owner`, as whom the migrations run and who therefore owns what they
-    make; `darktree_migrator`, who may run later ones; and the runtime roles: `darktree_<schema>` and what the migrations
-    name in ROLES. They get only what is granted.
+    Makes the roles when they are missing: `darktree_owner`, as whom the migrations run and who therefore owns what
+    they make; `darktree_migrator`, who may run later ones; and the runtime roles: `darktree_<schema>` and what the
+    migrations name in ROLES. They get only what is granted.
     """
     attributes = context.config.attributes
     connection: Connection = attributes["connection"]
