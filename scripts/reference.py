@@ -9,8 +9,20 @@ from pydantic_settings import BaseSettings
 
 from darktree_cli.settings import Settings as CommandLineSettings
 
-SERVICES = ("ledger", "billing", "gateway", "simulator")
-METRICS = ("darktree_kit.metrics", "darktree_ledger.metrics", "darktree_gateway.metrics")
+# Each process by its name, with the package and the class that say its settings.
+PROCESSES = {
+    "ledger": ("darktree_ledger", "Settings"),
+    "sealer": ("darktree_ledger", "SealerSettings"),
+    "billing": ("darktree_billing", "Settings"),
+    "gateway": ("darktree_gateway", "Settings"),
+    "simulator": ("darktree_simulator", "Settings"),
+}
+METRICS = (
+    "darktree_kit.metrics",
+    "darktree_ledger.metrics",
+    "darktree_ledger.sealer_metrics",
+    "darktree_gateway.metrics",
+)
 PATH = Path(__file__).resolve().parent.parent / "docs" / "reference.md"
 
 _HEAD = """# Reference
@@ -27,10 +39,10 @@ them by reference where the platform has secrets.
 def reference() -> str:
     """Return the whole document."""
     parts = [_HEAD]
-    for service in SERVICES:
-        settings: type[BaseSettings] = importlib.import_module(f"darktree_{service}.settings").Settings
+    for process, (package, class_name) in PROCESSES.items():
+        settings: type[BaseSettings] = getattr(importlib.import_module(f"{package}.settings"), class_name)
         prefix = settings.model_config["env_prefix"]
-        parts.append(f"### {service}\n")
+        parts.append(f"### {process}\n")
         parts.append(
             _settings({f"{prefix}{name.upper()}": field for name, field in settings.model_fields.items()})
         )

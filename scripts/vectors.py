@@ -24,6 +24,32 @@ NEW_KEY = Signer(ORIGIN, hashlib.sha256(b"the new key of the examples").digest()
 SIZES = (1, 2, 3, 5, 8, 13, 256, 257, 300)
 PROOFS = ((0, 1), (0, 2), (2, 3), (4, 5), (6, 8), (12, 13), (255, 256), (256, 257), (17, 300), (299, 300))
 GROWTHS = ((1, 2), (2, 3), (3, 5), (4, 8), (5, 13), (13, 256), (256, 257), (257, 300), (300, 300))
+AT = datetime(2026, 11, 23, 18, 38, 23, 123456, UTC)
+USAGE = {
+    "kind": "usage",
+    "debit_account": "customer_credits",
+    "credit_account": "revenue",
+    "usage_day": date(2026, 11, 23),
+    "hold_id": UUID("019353c6-0000-7000-8000-00000000000a"),
+    "key_id": "k1",
+    "model": "qwen25-14b-awq",
+    "lane": "standard",
+    "prompt_tokens": 12,
+    "completion_tokens": 34,
+    "prompt_price_nanos": 750_000,
+    "completion_price_nanos": 750_000,
+    "amount_nanos": 34_500_000,
+    "outcome": "completed",
+}
+GRANT = {
+    "kind": "grant",
+    "debit_account": "stripe_clearing",
+    "credit_account": "customer_credits",
+    "reason": "Team bundle, für München",
+    "actor": "billing",
+    "reference": "cs_test_1",
+}
+BONUS = {"debit_account": "bonus_credits", "amount_nanos": 50_000_000_000, "bonus_nanos": 50_000_000_000}
 
 
 def vectors() -> dict[str, Any]:
@@ -59,43 +85,17 @@ def vectors() -> dict[str, Any]:
 
 def _entries() -> list[EntryView]:
     """Return entries as a log might have them: of both versions, of two customers, with everything that is optional."""
-    at = datetime(2026, 11, 23, 18, 38, 23, 123456, UTC)
-    usage = {
-        "kind": "usage",
-        "debit_account": "customer_credits",
-        "credit_account": "revenue",
-        "usage_day": date(2026, 11, 23),
-        "hold_id": UUID("019353c6-0000-7000-8000-00000000000a"),
-        "key_id": "k1",
-        "model": "qwen25-14b-awq",
-        "lane": "standard",
-        "prompt_tokens": 12,
-        "completion_tokens": 34,
-        "prompt_price_nanos": 750_000,
-        "completion_price_nanos": 750_000,
-        "amount_nanos": 34_500_000,
-        "outcome": "completed",
-    }
-    grant = {
-        "kind": "grant",
-        "debit_account": "stripe_clearing",
-        "credit_account": "customer_credits",
-        "reason": "Team bundle, für München",
-        "actor": "billing",
-        "reference": "cs_test_1",
-    }
-    bonus = {"debit_account": "bonus_credits", "amount_nanos": 50_000_000_000, "bonus_nanos": 50_000_000_000}
     changes: list[dict[str, Any]] = [
-        {"version": 1, "customer_id": "acme", **grant, "amount_nanos": 150_000_000_000},
-        {"version": 1, "customer_id": "acme", **usage, "recorded_at": at.replace(microsecond=0)},
-        {"version": 2, "customer_id": "zoo", **grant, **bonus},
-        {"version": 2, "customer_id": "acme", **usage, "bonus_nanos": 0},
-        {"version": 2, "customer_id": "zoo", **usage, "bonus_nanos": 34_500_000, "outcome": "abandoned"},
+        {"version": 1, "customer_id": "acme", **GRANT, "amount_nanos": 150_000_000_000},
+        {"version": 1, "customer_id": "acme", **USAGE, "recorded_at": AT.replace(microsecond=0)},
+        {"version": 2, "customer_id": "zoo", **GRANT, **BONUS},
+        {"version": 2, "customer_id": "acme", **USAGE, "bonus_nanos": 0},
+        {"version": 2, "customer_id": "zoo", **USAGE, "bonus_nanos": 34_500_000, "outcome": "abandoned"},
         # The greatest amount: JSON readers that hold numbers as floats get it wrong.
         {
             "version": 2,
             "customer_id": "zoo",
-            **grant,
+            **GRANT,
             "amount_nanos": 2**63 - 1 - 50_000_000_000 + 34_500_000,
         },
     ]
@@ -106,7 +106,7 @@ def _entries() -> list[EntryView]:
         document: dict[str, Any] = dict.fromkeys(
             ("usage_day", "hold_id", "key_id", "model", "lane", "outcome", "reason", "actor")
         )
-        document |= {"reference": None, "bonus_nanos": 0, "recorded_at": at}
+        document |= {"reference": None, "bonus_nanos": 0, "recorded_at": AT}
         document |= dict.fromkeys(("prompt_tokens", "completion_tokens", "prompt_price_nanos"), 0)
         document |= {
             "completion_price_nanos": 0,
