@@ -132,7 +132,9 @@ class _Verification:
             self._fail("the last line is not as it was written: the file was altered or cut off")
             return None
         if lines[-3] != ENTRIES_END:
-            self._fail("the end of the last entry, or the line after it, is not as it was written")
+            self._fail(
+                f"the end of the last entry, or of the lines after it ({INTEGRITY}), is not as it was written"
+            )
             return None
         try:
             integrity, _ = parsed_part(INTEGRITY, lines[-2], b"\n")
