@@ -1,11 +1,17 @@
 """Billing and the real ledger, each on a real socket, on a real Postgres that migrations made."""
 
+import csv
+import io
+import re
 import socket
 import threading
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -177,3 +183,106 @@ def at_once() -> Callable[[list[Callable[[], Any]]], list[Any]]:
             return list(pool.map(start, calls))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def online_rules() -> Callable[..., dict[str, list[dict[str, str]]]]:
+    """Applies the rules of QuickBooks Online's import to a file; returns its rows by entry."""
+    return _check_online
+
+
+@pytest.fixture(scope="session")
+def desktop_rules() -> Callable[[bytes], list[list[dict[str, str]]]]:
+    """Applies the rules of QuickBooks Desktop's IIF files to a file; returns its lines by transaction."""
+    return _check_desktop
+
+
+_AMOUNT = re.compile(r"[0-9]{1,11}\.[0-9]{2}")
+_SIGNED = re.compile(r"-?[0-9]{1,11}\.[0-9]{2}")
+
+
+def _check_date(written: str) -> None:
+    assert re.fullmatch(r"\d\d/\d\d/\d{4}", written)
+    month, day, year = map(int, written.split("/"))
+    date(year, month, day)
+
+
+def _check_online(content: bytes, named: frozenset[str] = frozenset()) -> dict[str, list[dict[str, str]]]:
+    """Apply the rules of QuickBooks Online's import of journal entries; return the rows of each entry.
+
+    Intuit, "Import journal entries in QuickBooks Online", and the limits of its API's JournalEntry.
+    """
+    written = content.decode("cp1252")
+    assert not written.startswith("\ufeff")
+    assert written.endswith("\r\n")
+    assert "\n" not in written.replace("\r\n", "")
+    assert "\t" not in written
+    rows = list(csv.DictReader(io.StringIO(written, newline=""), strict=True))
+    assert written.split("\r\n")[0] == "JournalNo,JournalDate,AccountName,Debits,Credits,Description,Name"
+    entries: dict[str, list[dict[str, str]]] = defaultdict(list)
+    last = ""
+    for row in rows:
+        assert None not in row, "a row has too many cells"
+        assert row["JournalNo"] == last or row["JournalNo"] not in entries, "an entry's rows stand together"
+        last = row["JournalNo"]
+        entries[last].append(row)
+        assert re.fullmatch(r"[A-Z0-9-]{1,21}", last)
+        _check_date(row["JournalDate"])
+        assert bool(row["Debits"]) != bool(row["Credits"]), "a line is a debit or a credit"
+        assert _AMOUNT.fullmatch(row["Debits"] or row["Credits"])
+        assert Decimal(row["Debits"] or row["Credits"]) > 0
+        assert 1 <= len(row["AccountName"]) <= 100
+        assert '"' not in row["AccountName"]
+        assert all(level.strip() == level and level for level in row["AccountName"].split(":"))
+        assert len(row["Description"]) <= 4000
+        assert len(row["Name"]) <= 210
+        assert not row["Description"].startswith(("=", "+", "-", "@"))
+        assert row["AccountName"] not in named or row["Name"], "a receivable's line needs a name"
+    for number, lines in entries.items():
+        assert len(lines) >= 2, number
+        assert len({line["JournalDate"] for line in lines}) == 1, number
+        debits = sum(Decimal(line["Debits"] or 0) for line in lines)
+        assert debits == sum(Decimal(line["Credits"] or 0) for line in lines), number
+    return entries
+
+
+def _check_desktop(content: bytes) -> list[list[dict[str, str]]]:
+    """Apply the rules of an IIF file (Intuit, "IIF overview: import kit"); return the lines of each transaction."""
+    written = content.decode("cp1252")
+    assert written.endswith("\r\n")
+    assert '"' not in written
+    lines = [line.split("\t") for line in written.removesuffix("\r\n").split("\r\n")]
+    headers: dict[str, list[str]] = {}
+    while lines and lines[0][0].startswith("!"):
+        keyword, *columns = lines.pop(0)
+        headers[keyword.removeprefix("!")] = columns
+    assert list(headers) == ["TRNS", "SPL", "ENDTRNS"]
+    assert {"TRNSTYPE", "ACCNT", "AMOUNT"} <= set(headers["TRNS"])
+    assert headers["TRNS"] == headers["SPL"]
+    transactions: list[list[dict[str, str]]] = []
+    within = False
+    for keyword, *cells in lines:
+        if keyword == "ENDTRNS":
+            assert within
+            assert len(transactions[-1]) >= 2
+            assert sum(Decimal(line["AMOUNT"]) for line in transactions[-1]) == 0
+            within = False
+            continue
+        assert keyword == ("SPL" if within else "TRNS")
+        if not within:
+            transactions.append([])
+        within = True
+        assert len(cells) == len(headers[keyword])
+        line = dict(zip(headers[keyword], cells, strict=True))
+        transactions[-1].append(line)
+        assert line["TRNSTYPE"] == "GENERAL JOURNAL"
+        _check_date(line["DATE"])
+        assert _SIGNED.fullmatch(line["AMOUNT"])
+        assert 1 <= len(line["DOCNUM"]) <= 11, "QuickBooks Desktop's numbers have eleven characters"
+        assert line["ACCNT"]
+        assert all(1 <= len(level) <= 31 for level in line["ACCNT"].split(":"))
+        assert len(line["ACCNT"]) <= 159
+        assert len(line["NAME"]) <= 209
+        assert len(line["MEMO"]) <= 4095
+    assert not within
+    return transactions

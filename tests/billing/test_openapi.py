@@ -28,6 +28,11 @@ LABELS = [
     "GET /admin/plans",
     "POST /admin/ledger/check",
     "GET /admin/status",
+    "POST /admin/balance-transactions",
+    "GET /admin/closes",
+    "POST /admin/closes/{month}",
+    "GET /admin/closes/{month}/pack.zip",
+    "GET /admin/closes/{month}/preview.zip",
 ]
 EXAMPLES = settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 

@@ -1,11 +1,9 @@
-"""The files for QuickBooks, read back by rules that were written down without looking at who writes them."""
+"""The files for QuickBooks, read back by rules (conftest) that were written without looking at who writes them."""
 
-import csv
-import io
-import re
-from collections import defaultdict
+from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,95 +12,7 @@ from hypothesis import strategies as st
 from darktree_billing.journal import Entry, Line
 from darktree_billing.quickbooks import journal_csv, journal_iif, text
 
-AMOUNT = re.compile(r"[0-9]{1,11}\.[0-9]{2}")
-SIGNED = re.compile(r"-?[0-9]{1,11}\.[0-9]{2}")
-
-
-def check_date(written: str) -> None:
-    assert re.fullmatch(r"\d\d/\d\d/\d{4}", written)
-    month, day, year = map(int, written.split("/"))
-    date(year, month, day)
-
-
-def check_online(content: bytes, named: frozenset[str] = frozenset()) -> dict[str, list[dict[str, str]]]:
-    """Apply the rules of QuickBooks Online's import of journal entries; return the rows of each entry.
-
-    Intuit, "Import journal entries in QuickBooks Online", and the limits of its API's JournalEntry.
-    """
-    written = content.decode("cp1252")
-    assert not written.startswith("\ufeff")
-    assert written.endswith("\r\n")
-    assert "\n" not in written.replace("\r\n", "")
-    assert "\t" not in written
-    rows = list(csv.DictReader(io.StringIO(written, newline=""), strict=True))
-    assert written.split("\r\n")[0] == "JournalNo,JournalDate,AccountName,Debits,Credits,Description,Name"
-    entries: dict[str, list[dict[str, str]]] = defaultdict(list)
-    last = ""
-    for row in rows:
-        assert None not in row, "a row has too many cells"
-        assert row["JournalNo"] == last or row["JournalNo"] not in entries, "an entry's rows stand together"
-        last = row["JournalNo"]
-        entries[last].append(row)
-        assert re.fullmatch(r"[A-Z0-9-]{1,21}", last)
-        check_date(row["JournalDate"])
-        assert bool(row["Debits"]) != bool(row["Credits"]), "a line is a debit or a credit"
-        assert AMOUNT.fullmatch(row["Debits"] or row["Credits"])
-        assert Decimal(row["Debits"] or row["Credits"]) > 0
-        assert 1 <= len(row["AccountName"]) <= 100
-        assert '"' not in row["AccountName"]
-        assert all(level.strip() == level and level for level in row["AccountName"].split(":"))
-        assert len(row["Description"]) <= 4000
-        assert len(row["Name"]) <= 210
-        assert not row["Description"].startswith(("=", "+", "-", "@"))
-        assert row["AccountName"] not in named or row["Name"], "a receivable's line needs a name"
-    for number, lines in entries.items():
-        assert len(lines) >= 2, number
-        assert len({line["JournalDate"] for line in lines}) == 1, number
-        debits = sum(Decimal(line["Debits"] or 0) for line in lines)
-        assert debits == sum(Decimal(line["Credits"] or 0) for line in lines), number
-    return entries
-
-
-def check_desktop(content: bytes) -> list[list[dict[str, str]]]:
-    """Apply the rules of an IIF file (Intuit, "IIF overview: import kit"); return the lines of each transaction."""
-    written = content.decode("cp1252")
-    assert written.endswith("\r\n")
-    assert '"' not in written
-    lines = [line.split("\t") for line in written.removesuffix("\r\n").split("\r\n")]
-    headers: dict[str, list[str]] = {}
-    while lines and lines[0][0].startswith("!"):
-        keyword, *columns = lines.pop(0)
-        headers[keyword.removeprefix("!")] = columns
-    assert list(headers) == ["TRNS", "SPL", "ENDTRNS"]
-    assert {"TRNSTYPE", "ACCNT", "AMOUNT"} <= set(headers["TRNS"])
-    assert headers["TRNS"] == headers["SPL"]
-    transactions: list[list[dict[str, str]]] = []
-    within = False
-    for keyword, *cells in lines:
-        if keyword == "ENDTRNS":
-            assert within
-            assert len(transactions[-1]) >= 2
-            assert sum(Decimal(line["AMOUNT"]) for line in transactions[-1]) == 0
-            within = False
-            continue
-        assert keyword == ("SPL" if within else "TRNS")
-        if not within:
-            transactions.append([])
-        within = True
-        assert len(cells) == len(headers[keyword])
-        line = dict(zip(headers[keyword], cells, strict=True))
-        transactions[-1].append(line)
-        assert line["TRNSTYPE"] == "GENERAL JOURNAL"
-        check_date(line["DATE"])
-        assert SIGNED.fullmatch(line["AMOUNT"])
-        assert 1 <= len(line["DOCNUM"]) <= 11, "QuickBooks Desktop's numbers have eleven characters"
-        assert line["ACCNT"]
-        assert all(1 <= len(level) <= 31 for level in line["ACCNT"].split(":"))
-        assert len(line["ACCNT"]) <= 159
-        assert len(line["NAME"]) <= 209
-        assert len(line["MEMO"]) <= 4095
-    assert not within
-    return transactions
+Rules = Callable[..., Any]
 
 
 def entry(day: date, amounts: list[int], description: str = "Credits sold", name: str = "") -> Entry:
@@ -140,11 +50,11 @@ def test_an_entry_is_written_as_both_formats_want_it() -> None:
     )
 )
 def test_whatever_a_description_or_a_name_holds_both_files_keep_the_rules(
-    drawn: dict[date, tuple[list[int], str, str]],
+    online_rules: Rules, desktop_rules: Rules, drawn: dict[date, tuple[list[int], str, str]]
 ) -> None:
     entries = [entry(day, amounts, description, name) for day, (amounts, description, name) in drawn.items()]
-    online = check_online(journal_csv(entries))
-    desktop = check_desktop(journal_iif(entries))
+    online = online_rules(journal_csv(entries))
+    desktop = desktop_rules(journal_iif(entries))
     assert list(online) == [written.number for written in entries]
     for written, rows, lines in zip(entries, online.values(), desktop, strict=True):
         cents = [line.amount_cents for line in written.lines]
@@ -177,14 +87,14 @@ def test_texts_become_what_quickbooks_can_read(written: str, read: str) -> None:
         (b"\r\n", b"\n"),
     ],
 )
-def test_the_rules_themselves_find_what_is_wrong(old: bytes, new: bytes) -> None:
+def test_the_rules_themselves_find_what_is_wrong(online_rules: Rules, old: bytes, new: bytes) -> None:
     content = journal_csv([entry(date(2026, 11, 3), [12_345])])
-    check_online(content)
+    online_rules(content)
     with pytest.raises((AssertionError, ValueError)):
-        check_online(content.replace(old, new, 1))
+        online_rules(content.replace(old, new, 1))
 
 
-def test_the_rules_of_online_want_a_name_on_a_receivables_line() -> None:
+def test_the_rules_of_online_want_a_name_on_a_receivables_line(online_rules: Rules) -> None:
     receivable = frozenset({"Stripe Clearing"})
     with pytest.raises(AssertionError, match="needs a name"):
-        check_online(journal_csv([entry(date(2026, 11, 3), [1])]), receivable)
+        online_rules(journal_csv([entry(date(2026, 11, 3), [1])]), receivable)
