@@ -129,7 +129,9 @@ class _Verification:
             file.seek(max(0, size - MAX_TAIL_BYTES))
             lines = file.read().splitlines(keepends=True)
         if len(lines) < 3 or lines[-1] != END:
-            self._fail("the last line is not as it was written: the file was altered or cut off")
+            self._fail(
+                f"the last line, after {INTEGRITY}, is not as it was written: the file was altered or cut off"
+            )
             return None
         if lines[-3] != ENTRIES_END:
             self._fail(
