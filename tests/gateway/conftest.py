@@ -299,6 +299,16 @@ def make_lane() -> Callable[..., dict[str, Any]]:
     return lane
 
 
+def ledger_app(database: Database, gateway_token: str, billing_token: str) -> ASGIApp:
+    return make_ledger_app(
+        LedgerSettings(
+            database_url=SecretStr(database.url_as("darktree_ledger")),
+            gateway_token=SecretStr(gateway_token),
+            billing_token=SecretStr(billing_token),
+        )
+    )
+
+
 @pytest.fixture(scope="session")
 def running_platform(
     make_database: Callable[[], Database], serving_context: Serving, gateway_token: str, billing_token: str
@@ -308,16 +318,10 @@ def running_platform(
         databases = [make_database() for _ in range(ledgers)]
         database = databases[0]
         with ExitStack() as stack:
-            ledger_urls = []
-            for each in databases:
-                ledger_app = make_ledger_app(
-                    LedgerSettings(
-                        database_url=SecretStr(each.url_as("darktree_ledger")),
-                        gateway_token=SecretStr(gateway_token),
-                        billing_token=SecretStr(billing_token),
-                    )
-                )
-                ledger_urls.append(stack.enter_context(serving_context(ledger_app)))
+            ledger_urls = [
+                stack.enter_context(serving_context(ledger_app(each, gateway_token, billing_token)))
+                for each in databases
+            ]
             billing_app = make_billing_app(
                 BillingSettings(
                     database_url=SecretStr(database.url_as("darktree_billing")),

@@ -41,9 +41,11 @@ LABELS = [
     "GET /v1/proofs/inclusion",
     "GET /v1/proofs/consistency",
     "GET /v1/proofs/receipt",
+    "GET /v1/reconciliation",
+    "GET /v1/lane-tokens",
     CHECK,
 ]
-TAKES_NOTHING = {CHECK, "GET /v1/months", "GET /log/checkpoint", "GET /log/keys"}
+TAKES_NOTHING = {CHECK, "GET /v1/months", "GET /v1/reconciliation", "GET /log/checkpoint", "GET /log/keys"}
 EXAMPLES = settings(
     max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )

@@ -16,8 +16,18 @@ from darktree_kit.app import create_app
 from darktree_kit.auth import Callers, require
 from darktree_kit.db import Calls, Database, Session
 from darktree_kit.openapi import refusals
-from darktree_ledger import accounts, batches, books_api, invariants, log_entries, operations, proofs
+from darktree_ledger import (
+    accounts,
+    batches,
+    books_api,
+    invariants,
+    log_entries,
+    operations,
+    proofs,
+    reconciliation,
+)
 from darktree_ledger.batches import Batches
+from darktree_ledger.reconciliation import Patrol
 from darktree_ledger.schemas import (
     MAX_PAGE,
     AccountId,
@@ -53,9 +63,11 @@ def make_app(settings: Settings) -> FastAPI:
         calls = Calls(url, pool_size=settings.database_pool_size)
         app.state.database, app.state.calls = database, calls
         app.state.ready = database.ping
+        app.state.patrol = patrol = Patrol(database)
         chores = [
             asyncio.create_task(_repeat(partial(prepare_months, calls), PREPARE_MONTHS_INTERVAL_SECONDS)),
             asyncio.create_task(_repeat(partial(release_expired, database, calls), REAP_INTERVAL_SECONDS)),
+            asyncio.create_task(_repeat(patrol.step, settings.patrol_seconds)),
         ]
         yield
         for chore in chores:
@@ -80,6 +92,7 @@ def make_app(settings: Settings) -> FastAPI:
     app.include_router(router, responses=refusals(400, 401, 403, 404, 413, 503))
     app.include_router(books_api.router, responses=refusals(400, 401, 403, 404, 409, 503))
     app.include_router(proofs.router)
+    app.include_router(reconciliation.router)
     app.include_router(log_entries.router)
     batches.describe(app)
     return app

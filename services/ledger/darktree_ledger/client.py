@@ -20,6 +20,7 @@ from darktree_kit.errors import ApiError, Unreachable
 from darktree_kit.http import InternalClient
 from darktree_ledger.errors import NotInTheLog, OperationConflict, UnknownCustomer
 from darktree_ledger.receipts import ConsistencyProof, InclusionProof, LogKeyView, Receipt
+from darktree_ledger.reports import LaneTokens, Reconciliation
 from darktree_ledger.schemas import (
     MAX_OPERATIONS_PER_BATCH,
     OPERATIONS,
@@ -210,6 +211,16 @@ class LedgerClient:
     async def check(self) -> CheckReport:
         """Compare every projection with its entries and recompute every chain; slow: it reads everything."""
         return CheckReport.model_validate_json(await self._slow_http.call("POST", "/v1/check"))
+
+    async def reconciliation(self) -> Reconciliation:
+        """Return what rounds over the customers found, and how far sealing is behind."""
+        return Reconciliation.model_validate_json(await self._http.call("GET", "/v1/reconciliation"))
+
+    async def lane_tokens(self, start: datetime, end: datetime) -> list[LaneTokens]:
+        """Return what was recorded in [start, end), by lane."""
+        params = {"start": start.isoformat(), "end": end.isoformat()}
+        content = await self._slow_http.call("GET", "/v1/lane-tokens", params=params)
+        return [LaneTokens.model_validate(row) for row in orjson.loads(content)]
 
     async def _send_all(self) -> None:
         while self._waiting:

@@ -16,7 +16,7 @@ from darktree_ledger.schemas import CheckReport, Problem
 MAX_PROBLEMS = 1_000
 ROWS_PER_READ = 2_000
 
-# One row for each projection that differs from what the entries and open holds say.
+# One row for each projection that differs from what the entries and open holds say; `{only}` names customers.
 _DIFFERENCES = {
     "balance_nanos": """
         SELECT a.customer_id, coalesce(f.balance, 0) AS expected, a.balance_nanos AS found
@@ -24,62 +24,67 @@ _DIFFERENCES = {
             SELECT customer_id, sum(CASE WHEN credit_account = 'customer_credits' THEN amount_nanos ELSE 0 END
                                   - CASE WHEN debit_account = 'customer_credits' THEN amount_nanos ELSE 0 END)
                    AS balance
-            FROM ledger.entry GROUP BY 1) f USING (customer_id)
-        WHERE a.balance_nanos <> coalesce(f.balance, 0)""",
+            FROM ledger.entry WHERE {only} GROUP BY 1) f USING (customer_id)
+        WHERE {only} AND a.balance_nanos <> coalesce(f.balance, 0)""",
     "bonus_nanos": """
         SELECT a.customer_id, coalesce(f.bonus, 0) AS expected, a.bonus_nanos AS found
         FROM ledger.account a LEFT JOIN (
             SELECT customer_id, sum(CASE WHEN credit_account = 'customer_credits' THEN bonus_nanos
                                          ELSE -bonus_nanos END) AS bonus
-            FROM ledger.entry GROUP BY 1) f USING (customer_id)
-        WHERE a.bonus_nanos <> coalesce(f.bonus, 0)""",
+            FROM ledger.entry WHERE {only} GROUP BY 1) f USING (customer_id)
+        WHERE {only} AND a.bonus_nanos <> coalesce(f.bonus, 0)""",
     "held_nanos": """
         SELECT a.customer_id, coalesce(h.amount, 0) AS expected, a.held_nanos AS found
         FROM ledger.account a LEFT JOIN (
-            SELECT customer_id, sum(amount_nanos) AS amount FROM ledger.hold WHERE state = 'open' GROUP BY 1
-        ) h USING (customer_id)
-        WHERE a.held_nanos <> coalesce(h.amount, 0)""",
+            SELECT customer_id, sum(amount_nanos) AS amount FROM ledger.hold
+            WHERE state = 'open' AND {only} GROUP BY 1) h USING (customer_id)
+        WHERE {only} AND a.held_nanos <> coalesce(h.amount, 0)""",
     "the day's held tokens": """
-        SELECT coalesce(d.customer_id, h.customer_id) AS customer_id,
-               coalesce(h.tokens, 0) AS expected, d.held_tokens AS found
-        FROM ledger.day_usage d FULL JOIN (
+        SELECT customer_id, coalesce(h.tokens, 0) AS expected, d.held_tokens AS found
+        FROM (SELECT * FROM ledger.day_usage WHERE {only}) d FULL JOIN (
             SELECT customer_id, usage_day AS day, sum(prompt_tokens + completion_tokens) AS tokens
-            FROM ledger.hold WHERE state = 'open' GROUP BY 1, 2) h USING (customer_id, day)
+            FROM ledger.hold WHERE state = 'open' AND {only} GROUP BY 1, 2) h USING (customer_id, day)
         WHERE d.held_tokens IS DISTINCT FROM coalesce(h.tokens, 0)""",
     "the day's requests, tokens and amount": """
-        SELECT coalesce(d.customer_id, e.customer_id) AS customer_id,
+        SELECT customer_id,
                concat_ws(' ', day, coalesce(e.requests, 0), coalesce(e.prompt, 0), coalesce(e.completion, 0),
                          coalesce(e.amount, 0), coalesce(e.absorbed, 0)) AS expected,
                concat_ws(' ', day, d.requests, d.prompt_tokens, d.completion_tokens, d.amount_nanos,
                          d.absorbed_tokens) AS found
-        FROM ledger.day_usage d FULL JOIN (
+        FROM (SELECT * FROM ledger.day_usage WHERE {only}) d FULL JOIN (
             SELECT customer_id, usage_day AS day, count(DISTINCT hold_id) AS requests,
                    sum(prompt_tokens) FILTER (WHERE kind = 'usage') AS prompt,
                    sum(completion_tokens) FILTER (WHERE kind = 'usage') AS completion,
                    sum(amount_nanos) FILTER (WHERE kind = 'usage') AS amount,
                    sum(prompt_tokens + completion_tokens) FILTER (WHERE kind = 'absorbed') AS absorbed
-            FROM ledger.entry WHERE kind IN ('usage', 'absorbed') GROUP BY 1, 2) e USING (customer_id, day)
+            FROM ledger.entry WHERE kind IN ('usage', 'absorbed') AND {only} GROUP BY 1, 2) e
+            USING (customer_id, day)
         WHERE (d.requests, d.prompt_tokens, d.completion_tokens, d.amount_nanos, d.absorbed_tokens)
               IS DISTINCT FROM (coalesce(e.requests, 0), coalesce(e.prompt, 0), coalesce(e.completion, 0),
                                 coalesce(e.amount, 0), coalesce(e.absorbed, 0))""",
-    "settlements of a hold": """
-        SELECT h.customer_id, h.hold_id || ': one usage entry or one absorbed' AS expected,
-               count(e.entry_id) || ' entries, state ' || h.state AS found
-        FROM ledger.hold h LEFT JOIN ledger.entry e ON e.hold_id = h.hold_id
-        GROUP BY h.hold_id
-        HAVING (h.state = 'settled') <> (count(e.entry_id) > 0)
-            OR count(*) FILTER (WHERE e.kind = 'usage') > 1 OR count(*) FILTER (WHERE e.kind = 'absorbed') > 1""",
 }
+_HEADS = """
+    SELECT a.customer_id, l.seq || ' ' || encode(l.hash, 'hex') AS expected,
+           a.seq || ' ' || encode(a.head, 'hex') AS found
+    FROM ledger.account a CROSS JOIN LATERAL (
+        SELECT seq, hash FROM ledger.entry e WHERE e.customer_id = a.customer_id ORDER BY seq DESC LIMIT 1) l
+    WHERE customer_id = ANY(:customer_ids) AND (a.seq, a.head) IS DISTINCT FROM (l.seq, l.hash)"""
+_SETTLEMENTS = """
+    SELECT h.customer_id, h.hold_id || ': one usage entry or one absorbed' AS expected,
+           count(e.entry_id) || ' entries, state ' || h.state AS found
+    FROM ledger.hold h LEFT JOIN ledger.entry e ON e.hold_id = h.hold_id
+    GROUP BY h.hold_id
+    HAVING (h.state = 'settled') <> (count(e.entry_id) > 0)
+        OR count(*) FILTER (WHERE e.kind = 'usage') > 1 OR count(*) FILTER (WHERE e.kind = 'absorbed') > 1"""
 
 
 async def check(session: AsyncSession) -> CheckReport:
     """Compare every projection with its entries and recompute every chain, in one snapshot of the database."""
     await session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
     await session.execute(text("SET LOCAL statement_timeout = 0"))
-    problems: list[Problem] = []
-    for what, query in _DIFFERENCES.items():
-        rows = (await session.execute(text(query))).mappings()
-        problems += [_problem(what, row) for row in rows.fetchmany(MAX_PROBLEMS)]
+    problems = await _differences(session, None)
+    rows = (await session.execute(text(_SETTLEMENTS))).mappings()
+    problems += [_problem("settlements of a hold", row) for row in rows.fetchmany(MAX_PROBLEMS)]
     problems += [problem async for problem in _broken_chains(session)]
     return CheckReport(
         customers=await _count(session, Account) - 1,  # without the house
@@ -89,6 +94,24 @@ async def check(session: AsyncSession) -> CheckReport:
         ).scalar_one(),
         problems=problems[:MAX_PROBLEMS],
     )
+
+
+async def check_some(session: AsyncSession, customer_ids: list[str]) -> list[Problem]:
+    """Compare some customers' projections with their entries, by indexes alone; hashes are not recomputed."""
+    await session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+    problems = await _differences(session, customer_ids)
+    rows = (await session.execute(text(_HEADS), {"customer_ids": customer_ids})).mappings()
+    problems += [_problem("the head of the chain", row) for row in rows]
+    return problems[:MAX_PROBLEMS]
+
+
+async def _differences(session: AsyncSession, customer_ids: list[str] | None) -> list[Problem]:
+    only = "true" if customer_ids is None else "customer_id = ANY(:customer_ids)"
+    problems: list[Problem] = []
+    for what, query in _DIFFERENCES.items():
+        found = await session.execute(text(query.format(only=only)), {"customer_ids": customer_ids})
+        problems += [_problem(what, row) for row in found.mappings().fetchmany(MAX_PROBLEMS)]
+    return problems
 
 
 async def _broken_chains(session: AsyncSession) -> AsyncIterator[Problem]:

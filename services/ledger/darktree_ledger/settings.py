@@ -18,6 +18,8 @@ class Settings(DatabaseSettings):
     """Admits gateways: to hold, renew, settle, void and read."""
     billing_token: SecretStr
     """Admits billing: to open accounts, grant, change caps, read and check."""
+    patrol_seconds: float = Field(3600.0, gt=0)
+    """The pause between two slices of the projection that are compared with their entries."""
 
 
 class SealerSettings(ServiceSettings):

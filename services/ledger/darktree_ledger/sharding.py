@@ -15,6 +15,7 @@ from uuid import UUID
 
 from darktree_ledger.client import LedgerClient
 from darktree_ledger.receipts import ConsistencyProof, InclusionProof, LogKeyView, Receipt
+from darktree_ledger.reports import LaneTokens, Reconciliation
 from darktree_ledger.schemas import (
     HOUSE,
     AccountView,
@@ -194,6 +195,25 @@ class ShardedLedger(LedgerClient):
             open_holds=sum(report.open_holds for report in reports),
             problems=_joined([report.problems for report in reports]),
         )
+
+    async def reconciliation(self) -> Reconciliation:
+        parts = await self._every(lambda shard: shard.reconciliation())
+        checked = [part.checked_at for part in parts if part.checked_at is not None]
+        return Reconciliation(
+            rounds=min(part.rounds for part in parts),
+            checked_at=min(checked) if len(checked) == len(parts) else None,
+            problems=_joined([part.problems for part in parts]),
+            unsealed_entries=sum(part.unsealed_entries for part in parts),
+            unsealed_seconds=max(part.unsealed_seconds for part in parts),
+        )
+
+    async def lane_tokens(self, start: datetime, end: datetime) -> list[LaneTokens]:
+        sums: dict[str, LaneTokens] = {}
+        for row in _joined(await self._every(lambda shard: shard.lane_tokens(start, end))):
+            known = sums.setdefault(row.lane, LaneTokens(lane=row.lane, prompt_tokens=0, completion_tokens=0))
+            known.prompt_tokens += row.prompt_tokens
+            known.completion_tokens += row.completion_tokens
+        return [sums[lane] for lane in sorted(sums)]
 
     async def _every(self, ask: Callable[[LedgerClient], Awaitable[Answer]]) -> list[Answer]:
         """Return every ledger's answer, in order. Raises the first one's error once all have answered."""
