@@ -3,36 +3,40 @@
 CREATE OR REPLACE FUNCTION ledger.field(value bytea) RETURNS bytea LANGUAGE sql IMMUTABLE PARALLEL SAFE AS
 $$ SELECT coalesce(int4send(octet_length($1)) || $1, '\xffffffff') $$;
 
+-- The database's encoding is UTF-8 (0003 asks), so a text has as many bytes here as there.
 CREATE OR REPLACE FUNCTION ledger.field(value text) RETURNS bytea LANGUAGE sql STABLE PARALLEL SAFE AS
-$$ SELECT coalesce(int4send(octet_length(convert_to($1, 'UTF8'))) || convert_to($1, 'UTF8'), '\xffffffff') $$;
+$$ SELECT coalesce(int4send(octet_length($1)) || convert_to($1, 'UTF8'), '\xffffffff') $$;
+
+-- An integer that is never missing: `field(int8send(x))` for a third of the time.
+CREATE OR REPLACE FUNCTION ledger.field(value bigint) RETURNS bytea LANGUAGE sql IMMUTABLE PARALLEL SAFE AS
+$$ SELECT '\x00000008'::bytea || int8send($1) $$;
 
 -- STABLE, because convert_to is: declared IMMUTABLE, it would not be inlined and cost ten times as much.
 CREATE OR REPLACE FUNCTION ledger.entry_hash(e ledger.entry) RETURNS bytea LANGUAGE sql STABLE PARALLEL SAFE AS $$
-    SELECT sha256('\x00'::bytea
-        || ledger.field('darktree-entry-v2'::text)
+    SELECT sha256('\x00000000116461726b747265652d656e7472792d7632'::bytea                -- 00, and "darktree-entry-v2" as a field
         || ledger.field(e.customer_id)
-        || ledger.field(int8send(e.seq))
-        || ledger.field(uuid_send(e.entry_id))
+        || ledger.field(e.seq)
+        || '\x00000010'::bytea || uuid_send(e.entry_id)
         || ledger.field(e.kind)
         || ledger.field(e.debit_account)
         || ledger.field(e.credit_account)
-        || ledger.field(int8send(e.amount_nanos))
-        || ledger.field(int8send(e.balance_after_nanos))
+        || ledger.field(e.amount_nanos)
+        || ledger.field(e.balance_after_nanos)
         || ledger.field(int4send(e.usage_day - date '1970-01-01'))
         || ledger.field(uuid_send(e.hold_id))
         || ledger.field(e.key_id)
         || ledger.field(e.model)
         || ledger.field(e.lane)
-        || ledger.field(int8send(e.prompt_tokens))
-        || ledger.field(int8send(e.completion_tokens))
-        || ledger.field(int8send(e.prompt_price_nanos))
-        || ledger.field(int8send(e.completion_price_nanos))
+        || ledger.field(e.prompt_tokens)
+        || ledger.field(e.completion_tokens)
+        || ledger.field(e.prompt_price_nanos)
+        || ledger.field(e.completion_price_nanos)
         || ledger.field(e.outcome)
         || ledger.field(e.reason)
         || ledger.field(e.actor)
         || ledger.field(e.reference)
-        || ledger.field(int8send((extract(epoch FROM e.recorded_at) * 1000000)::bigint))
-        || ledger.field(int8send(e.bonus_nanos))
+        || ledger.field((extract(epoch FROM e.recorded_at) * 1000000)::bigint)
+        || ledger.field(e.bonus_nanos)
         || e.prev_hash)
 $$;
 

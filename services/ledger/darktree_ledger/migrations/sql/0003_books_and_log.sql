@@ -1,3 +1,10 @@
+-- Texts are hashed as UTF-8, and measured as what the database keeps.
+DO $$ BEGIN
+    IF current_setting('server_encoding') <> 'UTF8' THEN
+        RAISE EXCEPTION 'the ledger needs a database whose encoding is UTF8, not %', current_setting('server_encoding');
+    END IF;
+END $$;
+
 -- Bonus credits are part of the balance, used before paid ones and never revenue.
 ALTER TABLE ledger.account
     ADD COLUMN bonus_nanos bigint NOT NULL DEFAULT 0,
