@@ -43,7 +43,16 @@ class ObjectStore:
             self.objects[request.path_params["name"]] = (content, request.headers.get("authorization"))
             return Response(status_code=201)
 
-        return Starlette(routes=[Route("/bucket/{name}", put, methods=["PUT"])])
+        async def get(request: Request) -> Response:
+            found = self.objects.get(request.path_params["name"])
+            return Response(found[0]) if found else Response(status_code=404)
+
+        return Starlette(
+            routes=[
+                Route("/bucket/{name}", put, methods=["PUT"]),
+                Route("/bucket/{name}", get, methods=["GET"]),
+            ]
+        )
 
 
 @asynccontextmanager
@@ -69,7 +78,7 @@ async def test_a_folder_keeps_every_checkpoint_and_the_newest_once_more(tmp_path
     async with anchoring(folder) as anchors:
         for size in (5, 70):
             anchors.add(size, f"note of {size}")
-        await until(lambda: (tmp_path / "an anchor" / object_name(70)).exists())
+        await until(lambda: metrics.ANCHORED_SIZE.labels(folder.name)._value.get() == 70)
     kept = {file.name: file.read_text() for file in (tmp_path / "an anchor").iterdir()}
     assert kept == {object_name(5): "note of 5", object_name(70): "note of 70", LATEST: "note of 70"}
 
@@ -119,6 +128,18 @@ async def test_a_target_that_fails_is_tried_again_and_stops_no_other(
     assert set(kept.objects) == {object_name(5), object_name(6), LATEST}
     assert failures(store) == 3
     assert failures(folder) == 0
+
+
+async def test_what_was_anchored_last_is_read_back_from_whoever_answers(
+    serve: Callable[[ASGIApp], str], tmp_path: Path
+) -> None:
+    kept = ObjectStore()
+    store, folder = Store(f"{serve(kept.app())}/bucket", {}), Folder(tmp_path)
+    async with anchoring(store, folder, Store("http://127.0.0.1:9/bucket", {})) as anchors:
+        assert await anchors.newest() == {}
+        for target in (store, folder):
+            await target.put(5, "note of 5")
+        assert await anchors.newest() == {store.name: "note of 5", folder.name: "note of 5"}
 
 
 async def test_a_folder_that_cannot_be_written_is_a_failed_anchor(tmp_path: Path) -> None:

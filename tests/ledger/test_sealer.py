@@ -108,6 +108,30 @@ def test_a_sealer_survives_the_loss_of_its_connection(
     until(lambda: (found := anchored(folder, key_file)) and found.size == 2)
 
 
+def test_a_sealer_does_not_fork_a_log_that_an_anchor_knows_otherwise(
+    ledger: Any,
+    build: Any,
+    database: Any,
+    key_file: Path,
+    tmp_path: Path,
+    serving_context: Callable[..., Any],
+) -> None:
+    """As after a restore to an earlier moment: the anchor has a checkpoint of more entries."""
+    chosen = settings(database, key_file, tmp_path / "anchors")
+    ledger.customer("acme")
+    with serving_context(make_app(chosen)):
+        until(lambda: anchored(tmp_path / "anchors", key_file))
+    signer = parse_signer(key_file.read_text())
+    (tmp_path / "anchors" / LATEST).write_text(Checkpoint(ORIGIN, 2, bytes(32)).signed([signer]))
+    ledger.one(build.grant("acme", 1))
+    with serving_context(make_app(chosen)) as url:
+        until(lambda: "restored to an earlier moment" in httpx.get(f"{url}/readyz").text)
+    assert ledger.value("SELECT count(*) FROM ledger.sealed") == 1
+    moved = chosen.model_copy(update={"anchors": [f"file://{tmp_path}/elsewhere"]})
+    with serving_context(make_app(moved)):
+        until(lambda: (found := anchored(tmp_path / "elsewhere", key_file)) and found.size == 2)
+
+
 @contextmanager
 def process(chosen: SealerSettings) -> Iterator[subprocess.Popen[bytes]]:
     environment = os.environ | {

@@ -252,12 +252,9 @@ async def test_a_log_is_not_continued_with_keys_that_it_does_not_know(opened: Op
 
 
 TAMPERINGS = {
-    "a hash": (
-        "UPDATE ledger.sealed SET hash = sha256('x') WHERE position = 300",
-        "are not those of its checkpoint",
-    ),
-    "a subtree": ("UPDATE ledger.subtree SET hash = sha256('x')", "are not those of its checkpoint"),
-    "the end": ("DELETE FROM ledger.sealed WHERE position > 298", "but the log has 299"),
+    "a hash": "UPDATE ledger.sealed SET hash = sha256('x') WHERE position = 300",
+    "a subtree": "UPDATE ledger.subtree SET hash = sha256('x')",
+    "the end": "DELETE FROM ledger.sealed WHERE position > 298",
 }
 
 
@@ -265,15 +262,14 @@ TAMPERINGS = {
 async def test_a_log_that_does_not_fit_its_checkpoint_is_not_continued(
     ledger: Any, build: Any, opened: Open, what: str
 ) -> None:
-    statement, message = TAMPERINGS[what]
     grant_many(ledger, build, 301)
     log = await opened()
     await log.seal()
     await log.sign()
     for table in ("sealed", "subtree"):
         ledger.admin.execute(f"ALTER TABLE ledger.{table} DISABLE TRIGGER ALL")
-    ledger.admin.execute(statement)
-    with pytest.raises(LogError, match=message):
+    ledger.admin.execute(TAMPERINGS[what])
+    with pytest.raises(LogError, match="does not begin with the 301 entries"):
         await opened()
 
 

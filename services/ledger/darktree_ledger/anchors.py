@@ -9,10 +9,12 @@ import logging
 import os
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
+from darktree_kit.errors import ApiError
 from darktree_kit.http import InternalClient
 from darktree_ledger import sealer_metrics as metrics
 
@@ -34,6 +36,8 @@ class Target(Protocol):
     name: str
 
     async def put(self, size: int, note: str) -> None: ...
+
+    async def newest(self) -> str | None: ...
 
     async def close(self) -> None: ...
 
@@ -65,6 +69,10 @@ class Folder:
             await asyncio.to_thread(self._put, size, note.encode())
         except OSError as error:
             raise AnchorError(str(error)) from error
+
+    async def newest(self) -> str | None:
+        latest = self._path / LATEST
+        return latest.read_text() if latest.exists() else None
 
     async def close(self) -> None: ...
 
@@ -99,6 +107,9 @@ class Store:
         for name in (object_name(size), LATEST):
             await self._http.call("PUT", f"/{name}", body=note.encode(), headers=self._headers)
 
+    async def newest(self) -> str | None:
+        return (await self._http.call("GET", f"/{LATEST}", headers=self._headers)).decode()
+
     async def close(self) -> None:
         await self._http.close()
 
@@ -116,6 +127,15 @@ class Anchors:
     def add(self, size: int, note: str) -> None:
         for queue in self._queues:
             queue.add(size, note)
+
+    async def newest(self) -> dict[str, str]:
+        """Return the newest note of each target that has one and can be read, by the target's name."""
+        found = {}
+        for queue in self._queues:
+            with suppress(ApiError, OSError, UnicodeDecodeError):
+                if note := await queue.target.newest():
+                    found[queue.target.name] = note
+        return found
 
     async def close(self) -> None:
         for task in self._tasks:

@@ -21,10 +21,11 @@ from darktree_kit import clock, logs, server
 from darktree_kit.app import create_app
 from darktree_kit.db import connect
 from darktree_kit.errors import Unavailable
-from darktree_kit.notes import MalformedKey, Signer, make_signer, parse_signer, write_signer
+from darktree_kit.notes import MalformedKey, NoteError, Signer, make_signer, parse_signer, write_signer
 from darktree_ledger import sealer_metrics as metrics
 from darktree_ledger.anchors import Anchors, target_of
-from darktree_ledger.sealing import BATCH_ENTRIES, Log, take_lock
+from darktree_ledger.checkpoints import open_checkpoint
+from darktree_ledger.sealing import BATCH_ENTRIES, Log, LogError, take_lock
 from darktree_ledger.settings import SealerSettings
 
 MAX_KEYS = 8
@@ -94,6 +95,7 @@ class Sealer:
                 self._problem = None
                 await asyncio.sleep(self._settings.seal_seconds)
             log = await Log.open(connection, self._signers)
+            await self._must_continue_what_is_anchored(log)
             metrics.LEADING.set(1)
             _log.info("sealing", extra={"origin": self._signers[0].name, "size": log.size})
             self._anchor(log)  # whether the last one arrived is not known
@@ -109,6 +111,22 @@ class Sealer:
                 await _measure(log)
                 self._problem = None
                 await asyncio.sleep(self._settings.seal_seconds)
+
+    async def _must_continue_what_is_anchored(self, log: Log) -> None:
+        """Raise LogError when an anchor knows another history: a restore to an earlier moment, or worse."""
+        verifiers = [signer.verifier for signer in self._signers]
+        for name, note in (await self._anchors.newest()).items():
+            try:
+                checkpoint = open_checkpoint(note, verifiers)
+            except NoteError as error:
+                detail = {"target": name, "error": str(error)}
+                _log.warning("an anchor holds no checkpoint of ours", extra=detail)
+                continue
+            if not await log.has(checkpoint):
+                raise LogError(
+                    f"{name} has a checkpoint of {checkpoint.size} entries with which this log does not begin: was the "
+                    "database restored to an earlier moment? To go on all the same, anchor elsewhere from now on"
+                )
 
     def _anchor(self, log: Log) -> None:
         if log.checkpoint is not None and log.note is not None:

@@ -93,6 +93,14 @@ class Log:
         """
         return await _number(self._connection, "SELECT ledger.left_behind()")
 
+    async def has(self, checkpoint: Checkpoint) -> bool:
+        """Say whether the log begins with what a checkpoint covers."""
+        if checkpoint.size > self.size:
+            return False
+        path = merkle.whole(checkpoint.size)
+        tiles = {tile: await _tile(self._connection, *tile) for tile in merkle.tiles_of(path)}
+        return merkle.hashes(path, lambda level, index: tiles[level, index]) == [checkpoint.root]
+
     async def sign(self) -> bool:
         """Sign a checkpoint when the log has grown since the last; say whether there is a new one."""
         if self.size == (self.checkpoint.size if self.checkpoint else 0):
@@ -148,14 +156,10 @@ class Log:
         if row is None:
             return
         checkpoint = parse_checkpoint(row[0].partition("\n\n")[0] + "\n")
-        if checkpoint.size > self.size:
+        if not await self.has(checkpoint):
             raise LogError(
-                f"the last checkpoint covers {checkpoint.size} entries, but the log has {self.size}"
+                f"the log does not begin with the {checkpoint.size} entries of its last checkpoint"
             )
-        path = merkle.whole(checkpoint.size)
-        tiles = {tile: await _tile(self._connection, *tile) for tile in merkle.tiles_of(path)}
-        if merkle.hashes(path, lambda level, index: tiles[level, index]) != [checkpoint.root]:
-            raise LogError(f"the first {checkpoint.size} entries of the log are not those of its checkpoint")
         self.checkpoint, self.note = checkpoint, row[0]
 
 
