@@ -25,6 +25,7 @@ from starlette.types import ASGIApp
 from darktree_billing.app import make_app as make_billing_app
 from darktree_billing.client import AdminClient, BillingClient
 from darktree_billing.settings import Settings
+from darktree_kit.notes import make_signer, write_signer
 from darktree_ledger.app import make_app as make_ledger_app
 from darktree_ledger.settings import Settings as LedgerSettings
 
@@ -86,6 +87,7 @@ def running_platform(
     def run(folder: Path) -> Iterator[Platform]:
         plans_file = folder / "plans.yaml"
         plans_file.write_bytes((EXAMPLES / "plans.yaml").read_bytes())
+        write_signer(make_signer("books.darktree.test"), folder / "books-key")
         database = make_database()
         ledger = make_ledger_app(
             LedgerSettings(
@@ -104,6 +106,7 @@ def running_platform(
                 admin_token=SecretStr(ADMIN_TOKEN),
                 key_pepper=SecretStr(PEPPER),
                 plans_file=plans_file,
+                books_key_file=folder / "books-key",
             )
             billing_url = stack.enter_context(serving_context(make_billing_app(settings)))
             yield Platform(

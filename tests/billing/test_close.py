@@ -236,7 +236,8 @@ async def test_a_month_that_cannot_be_closed_says_why(closing: Close) -> None:
     assert closing.close("2026-11").status_code == 200
     assert refusal(closing.http.get("/admin/closes/2026-11/preview.zip"))[0] == 409
     assert closing.http.get("/admin/closes/2026-12/preview.zip").status_code == 200
-    code, message = refusal(closing.platform.http().post("/admin/closes/2026-11"))  # a billing without a key
+    without_key = closing.platform.http(url=closing.platform.serve_billing(books_key_file=None))
+    code, message = refusal(without_key.post("/admin/closes/2026-11"))
     assert (code, "DARKTREE_BILLING_BOOKS_KEY_FILE" in message) == (503, True)
 
 

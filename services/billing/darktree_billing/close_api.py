@@ -45,10 +45,6 @@ TheMonth = Annotated[Month, Depends(_month)]
 TheChart = Annotated[Chart, Depends(_chart)]
 
 
-class Zip(Response):
-    media_type = ZIP
-
-
 def _zip(what: str) -> dict[int | str, dict[str, Any]]:
     schema = {"type": "string", "format": "binary"}
     return {200: {"description": what, "content": {ZIP: {"schema": schema}}}}
@@ -80,21 +76,22 @@ async def close_month(
 
 @router.get(
     "/closes/{month}/pack.zip",
-    response_class=Zip,
+    response_class=Response,
     responses=refusals(400, 404) | _zip("The pack, signed; the same bytes every time."),
 )
-async def read_pack(month: TheMonth, session: Session) -> Zip:
+async def read_pack(month: TheMonth, session: Session) -> Response:
     return _attached(await close.pack(session, month), f"close-{month}.zip")
 
 
 @router.get(
     "/closes/{month}/preview.zip",
-    response_class=Zip,
+    response_class=Response,
     responses=refusals(400, 409) | _zip("The pack of an open month as far as it has come, unsigned."),
 )
-async def read_preview(month: TheMonth, session: Session, ledger: TheLedger, chart: TheChart) -> Zip:
+async def read_preview(month: TheMonth, session: Session, ledger: TheLedger, chart: TheChart) -> Response:
     return _attached(await close.preview(session, ledger, chart, month), f"PREVIEW-close-{month}.zip")
 
 
-def _attached(content: bytes, name: str) -> Zip:
-    return Zip(content, headers={"Content-Disposition": f'attachment; filename="{name}"'})
+def _attached(content: bytes, name: str) -> Response:
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return Response(content, media_type=ZIP, headers=headers)
