@@ -96,7 +96,7 @@ def made_statement(lines: Iterator[bytes], file: Any, keys: int = 3, **customer:
          "at_cap": used >= CAP_TOKENS}
         for day, used in tokens.items()
     ]  # fmt: skip
-    change = {"changed_at": "2026-11-12T09:30:00.000000Z", "cap_tokens": CAP_TOKENS, "previous_cap_tokens": 2_000,
+    change = {"changed_at": "2026-11-12T09:30:00.000000Z", "cap_tokens": CAP_TOKENS, "previous_cap_tokens": 6_000,
               "reason": "moved to the Team plan", "actor": "admin"}  # fmt: skip
     sections |= {
         "statement": {
@@ -107,7 +107,7 @@ def made_statement(lines: Iterator[bytes], file: Any, keys: int = 3, **customer:
         "customer": {"id": CUSTOMER, "name": "Acme Ltd", "email": "books@acme.test", "plan": "team"} | customer,
         "keys": [{"key_id": f"key{n}", "name": f"key {n}", "prefix": "dt_live_", "last4": f"{n:04d}"}
                  for n in range(keys)],
-        "caps": {"opening_cap_tokens": 2_000, "changes": [change], "days": days,
+        "caps": {"opening_cap_tokens": 6_000, "changes": [change], "days": days,
                  "days_at_cap": sum(day["at_cap"] for day in days),
                  "refused_requests": sum(day["refused_requests"] for day in days)},
         "holds": None,

@@ -19,7 +19,7 @@ SECTIONS = (
     "activity", "keys", "caps", "holds", "chain", "proof", "how_to_verify",
 )  # fmt: skip
 HOW_TO_VERIFY = (
-    "Save this JSON file and run: darktree statement verify FILE. It needs no database and no network.",
+    "Save this statement's JSON and run: darktree statement verify FILE. It needs no database and no network.",
     "It recomputes every entry's hash and the customer's chain, all totals from the entries, the newest entry's place "
     "in the signed log, and the signature. Give --key with keys that you trust, and --checkpoint with one you kept.",
     "It proves that the history up to the checkpoint was not rewritten after it was signed. It does not prove that a "

@@ -7,6 +7,7 @@ from typing import Any
 
 from reportlab.lib.colors import HexColor
 from reportlab.lib.styles import ParagraphStyle
+from reportlab.pdfbase.pdfmetrics import stringWidth
 from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import Flowable, KeepTogether, Paragraph, Spacer, Table
 
@@ -18,10 +19,12 @@ REGULAR, BOLD = "Helvetica", "Helvetica-Bold"
 BODY = ParagraphStyle("body", fontName=REGULAR, fontSize=8.5, leading=11, textColor=INK, splitLongWords=1)
 SMALL = ParagraphStyle("small", BODY, fontSize=7.5, leading=9.5, textColor=FAINT)
 MONO = ParagraphStyle("mono", BODY, fontName="Courier", fontSize=7.5, leading=9.5, wordWrap="CJK")
+FIGURE = ParagraphStyle("figure", BODY, fontName=BOLD, fontSize=13, leading=17)
 HEADING = ParagraphStyle(
     "heading", BODY, fontName=BOLD, fontSize=11, leading=14, spaceBefore=14, spaceAfter=4
 )
 MAX_ROWS_KEPT_TOGETHER = 12
+SMALLEST_HEADLINE = 8
 _PLAIN = str.maketrans({"Ł": "L", "ł": "l", "Đ": "D", "đ": "d", "ı": "i", "ħ": "h", "Ħ": "H", "\u2212": "-"})
 
 
@@ -42,6 +45,17 @@ def _nearest(letter: str) -> str:
     plain = unicodedata.normalize("NFKD", letter.translate(_PLAIN))
     kept = "".join(part for part in plain if _is_western(part) and not unicodedata.combining(part))
     return kept or "?"
+
+
+def fitted(text: str, font: str, size: int, width: float) -> tuple[str, int]:
+    """Return text and a size in which it fits a width: smaller where it is long, and cut where it is longer still."""
+    while size > SMALLEST_HEADLINE and stringWidth(text, font, size) > width:
+        size -= 1
+    if stringWidth(text, font, size) > width:
+        while stringWidth(text + "…", font, size) > width:
+            text = text[:-1]
+        text += "…"
+    return text, size
 
 
 def count(number: int) -> str:

@@ -30,6 +30,7 @@ from darktree_billing.statement_page import (
     BODY,
     BOLD,
     FAINT,
+    FIGURE,
     HEADING,
     INK,
     MONO,
@@ -42,6 +43,7 @@ from darktree_billing.statement_page import (
     aligned,
     count,
     day_of,
+    fitted,
     printable,
     table,
 )
@@ -109,9 +111,7 @@ def _letter_head(canvas: Canvas, told: Part) -> None:
     canvas.rect(0, PAGE_HEIGHT - 10, PAGE_WIDTH, 10, stroke=0, fill=1)
     canvas.setFillColor(INK)
     seller = printable(told["seller"])
-    size = 17
-    while canvas.stringWidth(seller, BOLD, size) > WIDTH * 0.6 and size > 9:
-        size -= 1
+    seller, size = fitted(seller, BOLD, 17, WIDTH - 165)
     canvas.setFont(BOLD, size)
     canvas.drawString(MARGIN, top - 14, seller)
     canvas.setFont(REGULAR, 17)
@@ -126,7 +126,9 @@ def _running_head(canvas: Canvas, told: Part, customer: Part) -> None:
     canvas.setFillColor(FAINT)
     canvas.setFont(REGULAR, 8)
     canvas.drawString(MARGIN, top, told["number"])
-    canvas.drawRightString(PAGE_WIDTH - MARGIN, top, printable(customer["name"])[:80])
+    canvas.drawRightString(
+        PAGE_WIDTH - MARGIN, top, fitted(printable(customer["name"]), REGULAR, 8, WIDTH / 2)[0]
+    )
     canvas.setStrokeColor(RULE)
     canvas.line(MARGIN, top - 6, PAGE_WIDTH - MARGIN, top - 6)
 
@@ -153,7 +155,7 @@ def _parties(parts: Part) -> Table:
         style=[("LEFTPADDING", (0, 0), (-1, -1), 0), ("TOPPADDING", (0, 0), (-1, -1), 0),
                ("BOTTOMPADDING", (0, 0), (-1, -1), 2), ("VALIGN", (0, 0), (-1, -1), "TOP")],
     )  # fmt: skip
-    style = [("VALIGN", (0, 0), (-1, -1), "TOP"), ("LEFTPADDING", (0, 0), (-1, -1), 0)]
+    style = [("VALIGN", (0, 0), (-1, -1), "TOP"), *_FLUSH, ("RIGHTPADDING", (0, 0), (0, -1), 24)]
     return Table([[who, right]], colWidths=[WIDTH * 0.52, WIDTH * 0.48], style=style)
 
 
@@ -213,10 +215,7 @@ def _figures(parts: Part) -> Table:
         figures.append(
             (count(holds["open"]), f"requests running now, holding {aligned([holds['held_nanos']])[0]}")
         )
-    cells = [
-        [Paragraph(f"<font name='{BOLD}' size='13'>{number}</font>", BODY), Paragraph(label, SMALL)]
-        for number, label in figures
-    ]
+    cells = [[Paragraph(number, FIGURE), Paragraph(label, SMALL)] for number, label in figures]
     style = [
         ("VALIGN", (0, 0), (-1, -1), "TOP"),
         ("LEFTPADDING", (0, 0), (-1, -1), 0),
@@ -258,10 +257,10 @@ def _usage_tables(parts: Part) -> list[Flowable]:
     prices = [
         aligned([row["prompt_price_nanos"] * 1000, row["completion_price_nanos"] * 1000]) for row in models
     ]
+    colour = FAINT.hexval().replace("0x", "#")
     with_price = [
-        f"{row['model']}<br/><font size='7' color='{FAINT.hexval().replace('0x', '#')}'>"
-        f"{prompt} prompt, {completion} completion per 1,000 tokens</font>"
-        for row, (prompt, completion) in zip(models, prices, strict=True)
+        f"{escape(row['model'])}<br/><font size='7' color='{colour}'>{_price(*pair)} per 1,000 tokens</font>"
+        for row, pair in zip(models, prices, strict=True)
     ]
     by_key = [escape(printable(key_name(row["key_id"]))) for row in parts["usage_by_key"]]
     by_day = [day_of(row["day"]) for row in parts["usage_by_day"]]
@@ -270,6 +269,10 @@ def _usage_tables(parts: Part) -> list[Flowable]:
         *_usage("Usage by key", "key", by_key, parts["usage_by_key"]),
         *_usage("Usage by day", "day on which the request was admitted (UTC)", by_day, parts["usage_by_day"]),
     ]
+
+
+def _price(prompt: str, completion: str) -> str:
+    return prompt if prompt == completion else f"{prompt} in, {completion} out"
 
 
 def _usage(title: str, label: str, names: Sequence[str], rows: list[Part]) -> list[Flowable]:
