@@ -13,26 +13,33 @@ WRITERS = 2
 PRICE_NANOS = 750_000
 
 
-async def fill(billing: LedgerClient) -> list[str]:
-    """Open the accounts and give each more than the benchmark can spend."""
-    names = [f"ledger-{number}" for number in range(CUSTOMERS)]
-    opened = [
+def opens_of(names: list[str]) -> list[Operation]:
+    return [
         OpenAccount(operation_id=uuid7(), customer_id=name, cap_tokens=100_000_000, actor="benchmark")
         for name in names
     ]
-    given = [
+
+
+def grants_of(names: list[str]) -> list[Operation]:
+    """Give each more than the benchmark can spend, half of it bonus."""
+    return [
         Grant(
             operation_id=uuid7(),
             customer_id=name,
             amount_nanos=10**15,
-            source="bonus",
+            source="bonus" if number % 2 else "purchase",
             reason="a benchmark",
             actor="benchmark",
         )
-        for name in names
+        for number, name in enumerate(names)
     ]
-    await asyncio.gather(*(billing.apply(operation) for operation in opened))
-    await asyncio.gather(*(billing.apply(operation) for operation in given))
+
+
+async def fill(billing: LedgerClient) -> list[str]:
+    """Open the accounts and give each more than the benchmark can spend."""
+    names = [f"ledger-{number}" for number in range(CUSTOMERS)]
+    for operations in (opens_of(names), grants_of(names)):
+        await asyncio.gather(*(billing.apply(operation) for operation in operations))
     return names
 
 
@@ -46,19 +53,19 @@ async def pairs_per_second(gateway: LedgerClient, customers: list[str], seconds:
         place = first
         before: list[Operation] = []
         while time.perf_counter() - started < seconds:
-            holds = [_hold(customers[(place + step) % len(customers)]) for step in range(BATCH_PAIRS)]
+            holds = [hold_of(customers[(place + step) % len(customers)]) for step in range(BATCH_PAIRS)]
             results = await gateway.apply_batch([*before, *holds])
             assert all(result.outcome == "done" for result in results)
             settled += len(before)
             place += BATCH_PAIRS
-            before = [_settle(hold) for hold in holds]
+            before = [settle_of(hold) for hold in holds]
         await gateway.apply_batch(before)
 
     await asyncio.gather(*(write(number * CUSTOMERS // WRITERS) for number in range(WRITERS)))
     return settled / (time.perf_counter() - started)
 
 
-def _hold(customer_id: str) -> Hold:
+def hold_of(customer_id: str) -> Hold:
     return Hold(
         hold_id=uuid7(),
         customer_id=customer_id,
@@ -74,7 +81,7 @@ def _hold(customer_id: str) -> Hold:
     )
 
 
-def _settle(hold: Hold) -> Settle:
+def settle_of(hold: Hold) -> Settle:
     return Settle(
         hold_id=hold.hold_id,
         customer_id=hold.customer_id,
