@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -23,6 +25,7 @@ from darktree_ledger.anchors import (
     object_name,
     target_of,
 )
+from darktree_ledger.s3 import Credentials
 
 DEADLINE_SECONDS = 10
 
@@ -32,6 +35,7 @@ class ObjectStore:
 
     def __init__(self) -> None:
         self.objects: dict[str, tuple[str, str | None]] = {}
+        self.headers: dict[str, Headers] = {}
         self.refusals = 0
 
     def app(self) -> Starlette:
@@ -40,6 +44,7 @@ class ObjectStore:
                 self.refusals -= 1
                 return Response("not now", 503)
             content = (await request.body()).decode()
+            self.headers[request.path_params["name"]] = request.headers
             self.objects[request.path_params["name"]] = (content, request.headers.get("authorization"))
             return Response(status_code=201)
 
@@ -110,6 +115,49 @@ async def test_a_store_without_a_header_gets_no_authorization(serve: Callable[[A
     await store.put(5, "note of 5")
     await store.close()
     assert kept.objects[LATEST] == ("note of 5", None)
+
+
+# The examples in Amazon's own documentation of the signature.
+AMAZON = Credentials("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "us-east-1")
+SIGNED = [
+    (
+        ("GET", "test.txt", b"", {"Range": "bytes=0-9"}),
+        "f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41",
+    ),
+    (
+        (
+            "PUT",
+            "test$file.text",
+            b"Welcome to Amazon S3.",
+            {"Date": "Fri, 24 May 2013 00:00:00 GMT", "x-amz-storage-class": "REDUCED_REDUNDANCY"},
+        ),
+        "98ad721746da40c64f1a55b78f14c238d841ea1380cd77a1b5971af0ece108bd",
+    ),
+]
+
+
+@pytest.mark.parametrize(("sent", "signature"), SIGNED)
+def test_requests_to_s3_are_signed_as_amazons_examples_are(
+    sent: tuple[str, str, bytes, dict[str, str]], signature: str
+) -> None:
+    method, name, body, extra = sent
+    url = f"https://examplebucket.s3.amazonaws.com/{name}"
+    headers = AMAZON.headers(method, url, body, datetime(2013, 5, 24, tzinfo=UTC), extra)
+    assert headers["Authorization"].endswith(f"Signature={signature}")
+    assert AMAZON.secret_key not in repr(AMAZON)
+
+
+async def test_an_s3_store_gets_what_its_signature_covers(serve: Callable[[ASGIApp], str]) -> None:
+    kept = ObjectStore()
+    store = target_of(f"{serve(kept.app())}/bucket", {}, AMAZON)
+    await store.put(5, "note of 5")
+    await store.close()
+    note, authorization = kept.objects[object_name(5)]
+    sent = kept.headers[object_name(5)]
+    at = datetime.strptime(sent["x-amz-date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    covered = {name: sent[name] for name in ("content-type", "content-md5")}
+    url = f"http://{sent['host']}/bucket/{object_name(5)}"
+    assert AMAZON.headers("PUT", url, note.encode(), at, covered)["Authorization"] == authorization
 
 
 async def test_a_target_that_fails_is_tried_again_and_stops_no_other(

@@ -5,6 +5,8 @@ objects locked. Each checkpoint becomes one object, and `latest` a copy of the n
 """
 
 import asyncio
+import base64
+import hashlib
 import logging
 import os
 from collections import deque
@@ -14,9 +16,11 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
+from darktree_kit import clock
 from darktree_kit.errors import ApiError
 from darktree_kit.http import InternalClient
 from darktree_ledger import sealer_metrics as metrics
+from darktree_ledger.s3 import Credentials
 
 LATEST = "latest"
 MAX_WAITING = 1_000
@@ -47,13 +51,16 @@ def object_name(size: int) -> str:
     return f"checkpoint-{size:020d}"
 
 
-def target_of(url: str, headers: Mapping[str, str]) -> Target:
-    """Return the target that a URL names; `headers` go with every PUT. Raises ValueError."""
+def target_of(url: str, headers: Mapping[str, str], credentials: Credentials | None = None) -> Target:
+    """Return the target that a URL names; `headers` go with every PUT, signed when there are credentials.
+
+    Raises ValueError.
+    """
     parts = urlsplit(url)
     if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path:
         return Folder(Path(unquote(parts.path)))
     if parts.scheme in {"http", "https"} and parts.hostname and not parts.query:
-        return Store(url, headers)
+        return Store(url, headers, credentials)
     raise ValueError("an anchor is file:///folder or http(s)://host/path without a query")
 
 
@@ -95,23 +102,35 @@ class Folder:
 
 
 class Store:
-    """An object store or any other server that takes PUT."""
+    """An object store or any other server that takes PUT; S3's signature is made when there are credentials."""
 
-    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str], credentials: Credentials | None = None) -> None:
         parts = urlsplit(url)
+        self._url = url.rstrip("/")
+        self._credentials = credentials
         self.name = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
         self._headers = {"Content-Type": "text/plain; charset=utf-8", **headers}
         self._http = InternalClient(url, "", service=self.name)
 
     async def put(self, size: int, note: str) -> None:
         for name in (object_name(size), LATEST):
-            await self._http.call("PUT", f"/{name}", body=note.encode(), headers=self._headers)
+            await self._send("PUT", name, note.encode())
 
     async def newest(self) -> str | None:
-        return (await self._http.call("GET", f"/{LATEST}", headers=self._headers)).decode()
+        return (await self._send("GET", LATEST, b"")).decode()
 
     async def close(self) -> None:
         await self._http.close()
+
+    async def _send(self, method: str, name: str, body: bytes) -> bytes:
+        headers = self._headers
+        if self._credentials is not None:
+            # Without a checksum of the body S3 refuses objects that are to be locked.
+            checksum = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+            headers = self._credentials.headers(
+                method, f"{self._url}/{name}", body, clock.utc_now(), {**headers, "Content-MD5": checksum}
+            )
+        return await self._http.call(method, f"/{name}", body=body, headers=headers)
 
 
 class Anchors:

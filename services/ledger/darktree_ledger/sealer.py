@@ -25,6 +25,7 @@ from darktree_kit.notes import MalformedKey, NoteError, Signer, make_signer, par
 from darktree_ledger import sealer_metrics as metrics
 from darktree_ledger.anchors import Anchors, target_of
 from darktree_ledger.checkpoints import open_checkpoint
+from darktree_ledger.s3 import Credentials
 from darktree_ledger.sealing import BATCH_ENTRIES, Log, LogError, take_lock
 from darktree_ledger.settings import SealerSettings
 
@@ -37,7 +38,8 @@ def make_app(settings: SealerSettings) -> FastAPI:
     """Return the sealer's application: health and metrics, while it seals beside. Raises MalformedKey, ValueError."""
     signers = read_signers(settings.key_files)
     headers = _headers(settings.anchor_header.get_secret_value())
-    targets = [target_of(url, headers) for url in settings.anchors]
+    credentials = _credentials(settings)
+    targets = [target_of(url, headers, credentials) for url in settings.anchors]
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -152,6 +154,12 @@ def _headers(line: str) -> Mapping[str, str]:
     if line and not (separator and name.strip() and value.strip()):
         raise ValueError("an anchor's header is `Name: value`")
     return {name.strip(): value.strip()} if line else {}
+
+
+def _credentials(settings: SealerSettings) -> Credentials | None:
+    if not settings.s3_access_key:
+        return None
+    return Credentials(settings.s3_access_key, settings.s3_secret_key.get_secret_value(), settings.s3_region)
 
 
 def main(arguments: Sequence[str]) -> None:

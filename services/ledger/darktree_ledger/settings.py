@@ -35,6 +35,12 @@ class SealerSettings(ServiceSettings):
     """Where checkpoints are also kept, with commas between: `file:///folder`, or `https://...` that takes PUT."""
     anchor_header: SecretStr = SecretStr("")
     """A header for PUTs to anchors, such as `Authorization: Bearer ...`."""
+    s3_access_key: str = ""
+    """When set, what goes to `https://` anchors is signed with it as S3 wants (Signature Version 4)."""
+    s3_secret_key: SecretStr = SecretStr("")
+    """The secret of the access key."""
+    s3_region: str = "us-east-1"
+    """The region that the access key is used in."""
     seal_seconds: float = Field(1.0, gt=0)
     """The pause between two rounds of sealing."""
     checkpoint_seconds: float = Field(10.0, gt=0)
