@@ -176,6 +176,7 @@ def _billing(wanted: Wanted, ports: Mapping[str, int], urls: Mapping[str, str]) 
         "ADMIN_TOKEN": secrets.admin_token,
         "KEY_PEPPER": secrets.key_pepper,
         "PLANS_FILE": str(wanted.plans_file),
+        "BOOKS_KEY_FILE": str(wanted.data_dir.books_key),
     }
     return _service("billing", Stage.BILLING, ports["billing"], settings)
 

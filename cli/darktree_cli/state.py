@@ -21,6 +21,7 @@ MARKER_NAME = "darktree-data.json"
 LAYOUT_VERSION = 1
 SECRET_BYTES = 32
 LOG_ORIGIN = "darktree.dev/ledger/local"
+BOOKS_KEY_NAME = "darktree.dev/books/local"
 
 
 class StateError(Exception):
@@ -84,6 +85,7 @@ class DataDir:
         self.model = self.path / "tiny-model"
         self.anchors = self.path / "anchors"
         self.log_key = self.path / "log-key"
+        self.books_key = self.path / "books-key"
         self._marker = self.path / MARKER_NAME
         self._lock = self.path / "lock"
         self._platform = self.path / "platform.json"
@@ -142,15 +144,16 @@ class DataDir:
             self.keep(made)
         return made
 
-    def make_log_key(self) -> None:
-        """Make the key that signs the log of this directory's ledger, once."""
+    def make_keys(self) -> None:
+        """Make the keys that sign the log of this directory's ledger and its books, once."""
         from darktree_kit.notes import (
             make_signer,
             write_signer,
         )  # cryptography, which no other command shall pay
 
-        if not self.log_key.exists():
-            write_signer(make_signer(f"{LOG_ORIGIN}-{secrets.token_hex(4)}"), self.log_key)
+        for file, name in ((self.log_key, LOG_ORIGIN), (self.books_key, BOOKS_KEY_NAME)):
+            if not file.exists():
+                write_signer(make_signer(f"{name}-{secrets.token_hex(4)}"), file)
 
     def keep(self, changed: Secrets) -> None:
         write_private(self._secrets, changed.model_dump(mode="json"))

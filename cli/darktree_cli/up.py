@@ -140,7 +140,7 @@ def _plan(
         database_url = settings.database_url.get_secret_value()
     else:
         database, database_url = _embedded(data, environment, stack, say)
-    data.make_log_key()
+    data.make_keys()
     wanted = Wanted(data, data.secrets(), database_url, lanes, options.plans_file, options.gateways, vllm)
     planned = plan(wanted, chosen, [*database, *answering])
     return replace(planned, processes=[_with_environment(process) for process in planned.processes])

@@ -1,6 +1,9 @@
 """Closing months over HTTP, on a real ledger whose clock the test moves and whose entries it seals."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -351,3 +354,49 @@ def test_closing_needs_the_administrators_token(closing: Close) -> None:
         client = closing.platform.http(token, url=str(closing.http.base_url))
         assert client.post("/admin/closes/2026-11").status_code == status
         assert client.get("/admin/closes/2026-11/pack.zip").status_code == status
+
+
+def run(closing: Close, *words: str, exit_code: int = 0) -> str:
+    """Run `darktree close ...` in a process of its own; return what it says."""
+    environment = {
+        **os.environ,
+        "DARKTREE_ADMIN_URL": str(closing.http.base_url),
+        "DARKTREE_ADMIN_TOKEN": closing.platform.admin_token,
+    }
+    darktree = Path(sys.executable).with_name("darktree")
+    ran = subprocess.run(
+        [darktree, "close", *words], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == exit_code, ran.stderr
+    return ran.stdout + ran.stderr
+
+
+def test_the_command_imports_previews_closes_lists_and_verifies(closing: Close, tmp_path: Path) -> None:
+    closing.clock("2026-11-03 10:00Z")
+    report = tmp_path / "stripe.csv"
+    report.write_text(HEADER + CHARGE + "\n")
+    assert "posted           1 entries" in run(closing, "import", str(report))
+    assert "has not ended" in run(closing, "2026-11", exit_code=1)
+    assert "PREVIEW" in run(closing, "2026-11", "--preview", "--to", str(tmp_path))
+    assert (tmp_path / "PREVIEW-close-2026-11" / "PREVIEW-summary.pdf").is_file()
+    assert "preview" in run(closing, "verify", str(tmp_path / "PREVIEW-close-2026-11"), exit_code=1)
+    closing.end("2026-12-02 09:00Z")
+    assert "closed now" in run(closing, "2026-11", "--to", str(tmp_path))
+    again = json.loads(run(closing, "2026-11", "--to", str(tmp_path), "--output", "json"))
+    assert (again["is_new"], again["differs"]) == (False, [])
+    assert str(closing.signer.verifier) in run(closing, "list")
+
+    folder, key = tmp_path / "close-2026-11", str(closing.signer.verifier)
+    assert "no file was changed since the holder of this key signed them" in run(
+        closing, "verify", str(folder), "--key", key
+    )
+    (tmp_path / "pack.zip").write_bytes(closing.pack("2026-11"))
+    assert (
+        json.loads(run(closing, "verify", str(tmp_path / "pack.zip"), "-o", "json"))["is_key_trusted"]
+        is False
+    )
+    content = (folder / "journal.csv").read_bytes()
+    (folder / "journal.csv").write_bytes(content.replace(b"4.65", b"4.66", 1))
+    assert "journal.csv was changed after it was signed" in run(closing, "verify", str(folder), exit_code=1)
+    run(closing, "verify", str(folder), "--key", "nonsense", exit_code=2)
+    assert "no column `id`" in run(closing, "import", str(folder / "README.txt"), exit_code=1)

@@ -79,9 +79,9 @@ def test_the_key_of_the_log_is_made_once_private_and_for_a_log_of_its_own(tmp_pa
     names = set()
     for data in (DataDir(tmp_path / "data"), DataDir(tmp_path / "other")):
         with data.claimed():
-            data.make_log_key()
+            data.make_keys()
             content = data.log_key.read_text()
-            data.make_log_key()
+            data.make_keys()
             assert data.log_key.read_text() == content
             assert stat.S_IMODE(data.log_key.stat().st_mode) == 0o600
             names.add(parse_signer(content).name)
