@@ -5,7 +5,20 @@ from typing import Annotated
 
 import typer
 
-from darktree_cli import caps, close, credits, customers, doctor, keys, ledger, migrations, plans, reconcile, up
+from darktree_cli import (
+    caps,
+    close,
+    credits,
+    customers,
+    doctor,
+    keys,
+    ledger,
+    migrations,
+    plans,
+    reconcile,
+    statement,
+    up,
+)
 from darktree_cli.connection import NoPlatform
 from darktree_kit.errors import ApiError, Unreachable
 from darktree_kit.version import VERSION
@@ -32,7 +45,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("up")(up.up)
-for group in (customers, keys, caps, plans, credits, ledger, close):
+for group in (customers, keys, caps, plans, credits, ledger, close, statement):
     app.add_typer(group.app, name=group.__name__.rpartition(".")[2], epilog=EXIT_CODES)
 app.command("doctor", epilog=EXIT_CODES)(doctor.command)
 app.command("reconcile", epilog=EXIT_CODES)(reconcile.command)

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from darktree_billing import admin, close_api, internal
+from darktree_billing import admin, close_api, internal, statement_api
 from darktree_billing.books_key import load_books_key
 from darktree_billing.chart import load_chart
 from darktree_billing.keys import Peppers
@@ -48,10 +48,12 @@ def make_app(settings: Settings) -> FastAPI:
     app.state.peppers = _peppers(settings)
     load_chart(settings.books_file)  # a mistake in it is told when billing starts, not at the month's end
     app.state.books_file = settings.books_file
+    app.state.seller_name = settings.seller_name
     app.state.books_key = load_books_key(settings.books_key_file)
     app.include_router(internal.router)
     app.include_router(admin.router)
     app.include_router(close_api.router)
+    app.include_router(statement_api.router)
     return app
 
 

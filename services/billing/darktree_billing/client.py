@@ -1,5 +1,6 @@
 """How the gateway and the command line use billing."""
 
+from collections.abc import AsyncIterator
 from urllib.parse import quote
 
 from pydantic import BaseModel
@@ -154,6 +155,16 @@ class AdminClient:
     async def close_preview(self, month: str) -> bytes:
         """Return an open month's pack as far as it has come: a zip, unsigned."""
         return await self._slow_http.call("GET", _close(month, "preview.zip"))
+
+    def statement(self, customer_id: str, period: str, format: str) -> AsyncIterator[bytes]:
+        """Stream a statement of a period (`2026-11` or `2026-11-01_2026-11-15`) as json, csv or pdf."""
+        return self._http.stream(_customer(customer_id, "statements", f"{_part(period)}.{_part(format)}"))
+
+    def export_ledger(self, customer_id: str | None, earlier: str | None) -> AsyncIterator[bytes]:
+        """Stream the ledger's export; `earlier` is a checkpoint that was kept, for one customer's."""
+        params = {"customer_id": customer_id, "earlier": earlier}
+        told = {name: value for name, value in params.items() if value}
+        return self._http.stream("/admin/ledger/export", params=told)
 
     async def status(self) -> StatusView:
         return StatusView.model_validate_json(await self._http.call("GET", "/admin/status"))

@@ -33,5 +33,7 @@ class Settings(DatabaseSettings):
     """The pepper of the version before, while keys move to the present one."""
     books_key_file: Path | None = None
     """The signer key (Ed25519, as signed notes write it) of statements and close packs; without it none is signed."""
+    seller_name: Annotated[str, Field(min_length=1, max_length=200)] = "Darktree"
+    """Who sells: the name that stands on statements."""
     books_file: Path | None = None
     """How accounts are named in the bookkeeper's books (YAML); without it as `examples/books.yaml` says."""

@@ -29,6 +29,10 @@ BLOCK_BYTES = 1_000_000
 MAX_END_BYTES = 2_000_000  # of the first and of the last line
 PARALLEL_FROM_BYTES = 8_000_000  # below it, starting processes costs more than they save
 
+NOT_PROVEN = (
+    "that a token count was right when it was recorded, or that a request was answered well",
+    "anything about entries that were recorded after the checkpoint",
+)
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
 
 
@@ -45,6 +49,7 @@ class Report:
     customers: int = 0
     checkpoint: Checkpoint | None = None
     earlier: Checkpoint | None = None
+    earlier_entries: int = 0  # how many of the entries were in the log of the earlier checkpoint
     pinned: bool = False
     signed_by: list[str] = field(default_factory=list)
     failures: Failures = field(default_factory=Failures)
@@ -138,6 +143,7 @@ class _Verification:
         elif tree.earlier_root != earlier.root:
             what = f"the first {earlier.size} entries are not those of the checkpoint that you kept"
             failures.add(Failure(f"{what}: history was rewritten"))
+        self.report.earlier_entries = earlier.size
 
     def _check_proofs(self, tree: "_Tree", checkpoint: Checkpoint, chains: Chains) -> None:
         report, failures = self.report, self.report.failures
@@ -157,7 +163,10 @@ class _Verification:
                 Failure("the checkpoint is not proven to continue the one that you kept: export with it")
             )
         older = self._proofs.get("earlier")
-        if older is not None and not tree.proves(older, earlier):
+        if older is None:
+            return
+        report.earlier_entries = older["seq"]
+        if not tree.proves(older, earlier):
             what = "was not in the log of the checkpoint that you kept: history was rewritten"
             failures.add(Failure(what, self._customer_id, older["seq"]))
 
