@@ -4,7 +4,7 @@ The ledger moves fractions of a cent; books cannot. So nothing is rounded by its
 of everything so far, less what was posted before. Each kind of entry has its flows (from an account to an account, by
 model) in the order in which they first appeared, and flow k is posted as R(F1+..+Fk) - R(F1+..+Fk-1). Therefore every
 entry balances, the total of a kind is its exact total rounded once (half to even), over any split into days and
-months, and no flow is ever a cent away from the truth (docs/decisions/0010-cents.md).
+months, and no flow is ever a cent away from the truth (docs/decisions/0011-books-are-rounded-by-running-totals.md).
 """
 
 from collections import defaultdict
