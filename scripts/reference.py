@@ -21,6 +21,7 @@ METRICS = (
     "darktree_kit.metrics",
     "darktree_ledger.metrics",
     "darktree_ledger.sealer_metrics",
+    "darktree_billing.metrics",
     "darktree_gateway.metrics",
 )
 PATH = Path(__file__).resolve().parent.parent / "docs" / "reference.md"

@@ -43,6 +43,7 @@ FILL = {
     """,
 }
 FILL["0002"] = FILL["0001"]
+FILL["0003"] = FILL["0002"]
 
 
 def test_every_earlier_revision_has_a_filling_here() -> None:

@@ -27,6 +27,8 @@ LABELS = [
     "GET /admin/customers/{customer_id}/entries",
     "GET /admin/plans",
     "POST /admin/ledger/check",
+    "GET /admin/reconciliation",
+    "POST /internal/engine-readings",
     "GET /admin/status",
     "POST /admin/balance-transactions",
     "GET /admin/closes",

@@ -2,11 +2,13 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.security import HTTPBearer
 
-from darktree_billing import accounts, customers, keys
+from darktree_billing import accounts, customers, keys, reconciliation
+from darktree_billing.close_api import TheChart
 from darktree_billing.key_format import KEY_ID_PATTERN
+from darktree_billing.reconciliation_schemas import ReconciliationReport
 from darktree_billing.schemas import (
     DEFAULT_PAGE,
     MAX_PAGE,
@@ -155,6 +157,14 @@ async def plans(plans_file: ThePlansFile) -> Catalog:
 async def check_ledger(ledger: TheLedger) -> CheckReport:
     """Have the ledger compare every balance with its entries. Takes time: it reads the whole ledger."""
     return await accounts.check(ledger)
+
+
+@router.get("/reconciliation", responses=refusals(409))
+async def reconcile(
+    session: Session, ledger: TheLedger, request: Request, chart: TheChart
+) -> ReconciliationReport:
+    """Hold the ledger against engines, Stripe, its own projection and its log."""
+    return await reconciliation.report(session, ledger, chart, request.app.state.tolerance)
 
 
 @router.get("/status")

@@ -1,15 +1,17 @@
 """The billing service: the gateway's look-ups under /internal, the administrator's work under /admin."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from darktree_billing import admin, close_api, internal, statement_api
+from darktree_billing import admin, close_api, internal, reconciliation, statement_api
 from darktree_billing.books_key import load_books_key
 from darktree_billing.chart import load_chart
 from darktree_billing.keys import Peppers
 from darktree_billing.plans import PlansFile
+from darktree_billing.reconciliation import Tolerance
 from darktree_billing.settings import Settings
 from darktree_kit.app import create_app
 from darktree_kit.auth import Callers
@@ -31,9 +33,16 @@ def make_app(settings: Settings) -> FastAPI:
         app.state.ledger = ledger
         # The ledger is no part of this: keys are verified and prices are told while it is away.
         app.state.ready = database.ping
+        watching = asyncio.create_task(
+            reconciliation.watch(
+                database, ledger, settings.books_file, app.state.tolerance, settings.reconcile_seconds
+            )
+        )
         try:
             yield
         finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
             await ledger.close()
             await database.close()
 
@@ -47,6 +56,9 @@ def make_app(settings: Settings) -> FastAPI:
     app.state.plans_file = plans_file
     app.state.peppers = _peppers(settings)
     load_chart(settings.books_file)  # a mistake in it is told when billing starts, not at the month's end
+    app.state.tolerance = Tolerance(
+        share=settings.reconcile_share, slack_tokens=settings.reconcile_slack_tokens
+    )
     app.state.books_file = settings.books_file
     app.state.seller_name = settings.seller_name
     app.state.books_key = load_books_key(settings.books_key_file)

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from darktree_billing.close_schemas import CloseList, CloseResult, ImportBalance, ImportedBalance
 from darktree_billing.key_format import key_digest, key_id_of
+from darktree_billing.reconciliation_schemas import EngineReading, EngineReadings, ReconciliationReport
 from darktree_billing.schemas import (
     DEFAULT_PAGE,
     CapView,
@@ -54,6 +55,11 @@ class BillingClient:
                 return None
             raise
         return VerifiedKey.model_validate_json(content)
+
+    async def keep_engine_readings(self, readings: list[EngineReading]) -> None:
+        """Tell what engines say they processed. Repeating it, late or out of order, changes nothing."""
+        body = EngineReadings(readings=readings).model_dump_json().encode()
+        await self._http.call("POST", "/internal/engine-readings", body=body)
 
     async def catalog(self) -> Catalog:
         """Return every plan and model with its prices."""
@@ -155,6 +161,12 @@ class AdminClient:
     async def close_preview(self, month: str) -> bytes:
         """Return an open month's pack as far as it has come: a zip, unsigned."""
         return await self._slow_http.call("GET", _close(month, "preview.zip"))
+
+    async def reconciliation(self) -> ReconciliationReport:
+        """Hold the ledger against engines, Stripe, its own projection and its log."""
+        return ReconciliationReport.model_validate_json(
+            await self._slow_http.call("GET", "/admin/reconciliation")
+        )
 
     def statement(self, customer_id: str, period: str, format: str) -> AsyncIterator[bytes]:
         """Stream a statement of a period (`2026-11` or `2026-11-01_2026-11-15`) as json, csv or pdf."""

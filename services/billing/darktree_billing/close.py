@@ -16,6 +16,7 @@ from darktree_billing.accounts import ledger_refusals
 from darktree_billing.balance import booked, lock_books, newest_closed
 from darktree_billing.books_key import required
 from darktree_billing.chart import Chart, ChartError
+from darktree_billing.clearing import Clearing
 from darktree_billing.close_books import Books, BooksDoNotTie, Carried, Facts, make_books
 from darktree_billing.close_pdf import summary_pdf
 from darktree_billing.close_schemas import CloseList, CloseResult, CloseView
@@ -24,6 +25,7 @@ from darktree_billing.errors import NotClosable, NotClosed
 from darktree_billing.models import BookedMonth, Customer
 from darktree_billing.months import Month
 from darktree_billing.pack import MANIFEST, make_manifest, make_pack, sha256, unpack
+from darktree_kit import clock
 from darktree_kit.notes import Signer
 from darktree_ledger.client import LedgerClient
 from darktree_ledger.schemas import ClosedMonth, EntryView, MonthBalance, MonthTotal
@@ -71,6 +73,14 @@ async def preview(session: AsyncSession, ledger: LedgerClient, chart: Chart, mon
     books = await _books(session, ledger, month, chart, None)
     files = {**sheets(books), "summary.pdf": summary_pdf(books)}
     return make_pack(str(month), files, _manifest(books, files, None), None)
+
+
+async def open_clearing(session: AsyncSession, ledger: LedgerClient, chart: Chart) -> tuple[Month, Clearing]:
+    """Return the first open month's reconciliation with Stripe as far as it has come. Raises NotClosable."""
+    last = await newest_closed(session)
+    month = min(last.next, Month.of(clock.utc_now())) if last else Month.of(clock.utc_now())
+    await _refuse_gaps(session, ledger, month)
+    return month, (await _books(session, ledger, month, chart, None)).clearing
 
 
 async def closes(session: AsyncSession, signer: Signer | None) -> CloseList:

@@ -3,7 +3,8 @@
 from fastapi import APIRouter, Depends
 from fastapi.security import HTTPBearer
 
-from darktree_billing import keys
+from darktree_billing import keys, reconciliation
+from darktree_billing.reconciliation_schemas import EngineReadings
 from darktree_billing.schemas import Catalog, VerifiedKey, VerifyKey
 from darktree_billing.state import ThePeppers, ThePlansFile
 from darktree_kit.auth import require
@@ -25,6 +26,12 @@ router = APIRouter(
 async def verify_key(body: VerifyKey, session: Session, peppers: ThePeppers) -> VerifiedKey:
     """Tell whose key this is; 404 when it is unknown, revoked or expired."""
     return await keys.verify_key(session, peppers, body)
+
+
+@router.post("/engine-readings", status_code=204, responses=refusals(400))
+async def keep_engine_readings(body: EngineReadings, session: Session) -> None:
+    """Keep what engines say they processed, to be held against the ledger."""
+    await reconciliation.keep_readings(session, body.readings)
 
 
 @router.get("/catalog")

@@ -33,6 +33,12 @@ class Settings(DatabaseSettings):
     """The pepper of the version before, while keys move to the present one."""
     books_key_file: Path | None = None
     """The signer key (Ed25519, as signed notes write it) of statements and close packs; without it none is signed."""
+    reconcile_seconds: float = Field(3600.0, gt=0)
+    """The pause between two comparisons of the ledger with engines and Stripe."""
+    reconcile_share: float = Field(0.02, ge=0, le=1)
+    """Which share of a lane's tokens in a day may differ between its engines and the ledger."""
+    reconcile_slack_tokens: int = Field(10_000, ge=0)
+    """How many tokens may differ beside that: answers that are on their way."""
     seller_name: Annotated[str, Field(min_length=1, max_length=200)] = "Darktree"
     """Who sells: the name that stands on statements."""
     books_file: Path | None = None

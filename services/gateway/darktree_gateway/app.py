@@ -102,7 +102,7 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
     upstream = Upstream(idle_seconds=settings.engine_idle_seconds, token=engine_token)
     lanes = LaneFile(settings.lanes_file)
     prices = Prices(billing.catalog)
-    counters = EngineCounters(lanes, upstream)
+    counters = EngineCounters(lanes, upstream, billing.keep_engine_readings)
     metering = Metering(
         ledger,
         settings.journal_dir,
