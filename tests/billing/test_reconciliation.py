@@ -1,7 +1,6 @@
 """The ledger beside engines and Stripe, over real HTTP: restarts lose nothing, what differs is named."""
 
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,17 +11,18 @@ from darktree_billing.client import AdminClient, BillingClient
 from darktree_billing.reconciliation import Tolerance
 from darktree_billing.reconciliation_schemas import EngineReading
 from darktree_cli.main import app
+from darktree_kit.clock import unix_milliseconds
 from darktree_kit.ids import uuid7
 from darktree_ledger.client import LedgerClient
 from darktree_ledger.schemas import Grant, Hold, Operation, Settle
 
-NOW = datetime.now(UTC)
+NOW = unix_milliseconds()
 MARK = """INSERT INTO billing.lane_reading
           SELECT lane, now() - interval '1 hour', 0, 0 FROM billing.engine_run GROUP BY lane"""
 
 
 def reading(prompt_tokens: int, completion_tokens: int, **changes: Any) -> EngineReading:
-    body: dict[str, Any] = {"lane": "standard", "endpoint": "http://engine", "started_at": NOW}
+    body: dict[str, Any] = {"lane": "standard", "endpoint": "http://engine", "started_unix_milliseconds": NOW}
     tokens = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
     return EngineReading(**(body | tokens | changes))
 
@@ -54,7 +54,9 @@ async def charge(ledger: LedgerClient, customer_id: str, prompt_tokens: int, com
 def customer(platform: Any, name: str = "acme") -> str:
     http = platform.http()
     http.post("/admin/customers", json={"id": name, "name": "Acme", "plan": "solo"}).raise_for_status()
-    http.put(f"/admin/customers/{name}/cap", json={"cap_tokens": 2_000_000, "reason": "a test"}).raise_for_status()
+    http.put(
+        f"/admin/customers/{name}/cap", json={"cap_tokens": 2_000_000, "reason": "a test"}
+    ).raise_for_status()
     body = {"dollars": "50", "reason": "a test"}
     http.post(f"/admin/customers/{name}/grants", json=body).raise_for_status()
     return name
@@ -65,13 +67,13 @@ async def test_an_engine_that_restarts_loses_no_tokens_however_its_readings_arri
 ) -> None:
     admin, gateway, ledger = clients
     await charge(ledger, customer(own_platform), 900_000, 300_000)
-    later = NOW + timedelta(minutes=10)
+    later = NOW + 600_000
     for one in (
         reading(400_000, 100_000),
         reading(500_000, 200_000),
-        reading(100_000, 50_000, started_at=later),
+        reading(100_000, 50_000, started_unix_milliseconds=later),
         reading(450_000, 150_000),  # an old one that was on its way, also after the restart
-        reading(200_000, 60_000, started_at=later),
+        reading(200_000, 60_000, started_unix_milliseconds=later),
         reading(200_000, 40_000, endpoint="http://another"),
     ):
         await gateway.keep_engine_readings([one, one])
@@ -86,9 +88,9 @@ async def test_an_engine_that_is_old_when_it_is_first_seen_counts_from_then_on(
     own_platform: Any, clients: tuple[AdminClient, BillingClient, LedgerClient]
 ) -> None:
     admin, gateway, _ = clients
-    old = NOW - timedelta(hours=2)
-    await gateway.keep_engine_readings([reading(7_000_000, 9_000_000, started_at=old)])
-    await gateway.keep_engine_readings([reading(7_000_100, 9_000_010, started_at=old)])
+    old = NOW - 7_200_000
+    await gateway.keep_engine_readings([reading(7_000_000, 9_000_000, started_unix_milliseconds=old)])
+    await gateway.keep_engine_readings([reading(7_000_100, 9_000_010, started_unix_milliseconds=old)])
     own_platform.sql(MARK)
     (lane,) = (await admin.reconciliation()).lanes
     assert (lane.engine_prompt_tokens, lane.engine_completion_tokens) == (100, 10)

@@ -38,11 +38,13 @@ _log = logging.getLogger(__name__)
 _KEEP = text(
     """INSERT INTO billing.engine_run AS r
            (lane, endpoint, started_at, prompt_tokens, completion_tokens, base_prompt_tokens, base_completion_tokens)
-       SELECT x.*, CASE WHEN is_old THEN prompt_tokens ELSE 0 END, CASE WHEN is_old THEN completion_tokens ELSE 0 END
-       FROM unnest(CAST(:lanes AS text[]), CAST(:endpoints AS text[]), CAST(:starts AS timestamptz[]),
+       SELECT lane, endpoint, started_at, prompt_tokens, completion_tokens,
+              CASE WHEN is_old THEN prompt_tokens ELSE 0 END, CASE WHEN is_old THEN completion_tokens ELSE 0 END
+       FROM unnest(CAST(:lanes AS text[]), CAST(:endpoints AS text[]), CAST(:starts AS bigint[]),
                    CAST(:prompts AS bigint[]), CAST(:completions AS bigint[]))
-            AS x (lane, endpoint, started_at, prompt_tokens, completion_tokens)
-       CROSS JOIN LATERAL (SELECT x.started_at < clock_timestamp() - interval '1 hour' AS is_old) o
+            AS x (lane, endpoint, started, prompt_tokens, completion_tokens)
+       CROSS JOIN LATERAL (SELECT to_timestamp(started / 1000.0) AS started_at) s
+       CROSS JOIN LATERAL (SELECT started_at < clock_timestamp() - interval '1 hour' AS is_old) o
        ORDER BY 1, 2, 3
        ON CONFLICT (lane, endpoint, started_at) DO UPDATE SET
            prompt_tokens = greatest(r.prompt_tokens, excluded.prompt_tokens),
@@ -83,13 +85,13 @@ class Tolerance:
 
 async def keep_readings(session: AsyncSession, readings: Sequence[EngineReading]) -> None:
     """Keep what engines said. In any order, as often as one likes: the greatest counts."""
-    places = {(one.lane, one.endpoint, one.started_at): one for one in readings}.values()
+    places = {(one.lane, one.endpoint, one.started_unix_milliseconds): one for one in readings}.values()
     await session.execute(
         _KEEP,
         {
             "lanes": [one.lane for one in places],
             "endpoints": [one.endpoint for one in places],
-            "starts": [one.started_at for one in places],
+            "starts": [one.started_unix_milliseconds for one in places],
             "prompts": [one.prompt_tokens for one in places],
             "completions": [one.completion_tokens for one in places],
         },

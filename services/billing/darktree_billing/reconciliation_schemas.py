@@ -3,14 +3,15 @@
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from darktree_ledger.reports import Reconciliation
 
 MAX_READINGS = 4_096
-MAX_TOKENS = 2**62
+MAX_TOKENS = 10**15
+MAX_UNIX_MILLISECONDS = 10**14
 
-_Name = Annotated[str, Field(min_length=1, max_length=512)]
+_Name = Annotated[str, Field(max_length=512, pattern=r"^[!-~]+$")]
 _Tokens = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 
 
@@ -21,7 +22,7 @@ class EngineReading(BaseModel):
 
     lane: _Name
     endpoint: _Name
-    started_at: AwareDatetime
+    started_unix_milliseconds: Annotated[int, Field(ge=0, le=MAX_UNIX_MILLISECONDS)]
     prompt_tokens: _Tokens
     completion_tokens: _Tokens
 

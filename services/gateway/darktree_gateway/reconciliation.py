@@ -8,7 +8,6 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 
 from darktree_billing.reconciliation_schemas import EngineReading
 from darktree_gateway import metrics
@@ -76,7 +75,7 @@ class EngineCounters:
         return EngineReading(
             lane=lane,
             endpoint=endpoint,
-            started_at=datetime.fromtimestamp(started, UTC),
+            started_unix_milliseconds=int(started * 1000),
             prompt_tokens=int(totals["prompt"]),
             completion_tokens=int(totals["completion"]),
         )
