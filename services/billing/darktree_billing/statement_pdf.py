@@ -249,9 +249,9 @@ def _cap_of(caps: Part, day: date) -> int | None:
 def _usage_tables(parts: Part) -> list[Flowable]:
     names = {key["key_id"]: key for key in parts["keys"]}
 
-    def key_name(key_id: str) -> str:
+    def key_name(key_id: str | None) -> str:
         key = names.get(key_id)
-        return f"{key['name']}  ({key['prefix']}…{key['last4']})" if key else key_id
+        return f"{key['name']}  ({key['prefix']}…{key['last4']})" if key else key_id or "-"
 
     models = parts["usage_by_model"]
     prices = [
@@ -259,7 +259,8 @@ def _usage_tables(parts: Part) -> list[Flowable]:
     ]
     colour = FAINT.hexval().replace("0x", "#")
     with_price = [
-        f"{escape(row['model'])}<br/><font size='7' color='{colour}'>{_price(*pair)} per 1,000 tokens</font>"
+        f"{escape(printable(row['model'] or '-'))}<br/>"
+        f"<font size='7' color='{colour}'>{_price(*pair)} per 1,000 tokens</font>"
         for row, pair in zip(models, prices, strict=True)
     ]
     by_key = [escape(printable(key_name(row["key_id"]))) for row in parts["usage_by_key"]]
@@ -337,7 +338,12 @@ def _absorbed(rows: list[Part]) -> list[Flowable]:
         return []
     amounts = aligned([row["amount_nanos"] for row in rows])
     lines = [
-        [day_of(row["day"]), row["model"], count(row["prompt_tokens"] + row["completion_tokens"]), amount]
+        [
+            day_of(row["day"]),
+            printable(row["model"]),
+            count(row["prompt_tokens"] + row["completion_tokens"]),
+            amount,
+        ]
         for row, amount in zip(rows, amounts, strict=True)
     ]
     head = ["day", "model", "tokens", "worth"]
