@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
+import psycopg
 import pypdfium2
 import pytest
 
@@ -239,6 +240,10 @@ async def test_a_month_that_cannot_be_closed_says_why(closing: Close) -> None:
     assert closing.close("2026-11").status_code == 200
     assert refusal(closing.http.get("/admin/closes/2026-11/preview.zip"))[0] == 409
     assert closing.http.get("/admin/closes/2026-12/preview.zip").status_code == 200
+    await closing.sell("acme", 150, "pi_2")
+    code, message = refusal(closing.http.get("/admin/closes/2027-01/preview.zip"))
+    assert (code, "close 2026-12 first" in message) == (409, True)
+    assert refusal(closing.http.get("/admin/closes/2099-01/preview.zip"))[0] == 409
     without_key = closing.platform.http(url=closing.platform.serve_billing(books_key_file=None))
     code, message = refusal(without_key.post("/admin/closes/2026-11"))
     assert (code, "DARKTREE_BILLING_BOOKS_KEY_FILE" in message) == (503, True)
@@ -278,8 +283,6 @@ async def test_a_closed_month_whose_history_was_rewritten_is_told_at_the_next_cl
 
 
 def test_the_role_of_billing_can_change_or_delete_no_closed_month_and_no_amount(own_platform: Any) -> None:
-    import psycopg
-
     with psycopg.connect(own_platform.database.url_as("darktree_billing"), autocommit=True) as connection:
         for statement in (
             "UPDATE billing.closed_month SET pack = ''",

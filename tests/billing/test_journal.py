@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from datetime import date, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -194,8 +195,6 @@ def test_the_books_balances_are_the_ledgers_within_a_cent_a_flow_and_sum_to_zero
 
 
 def test_the_chart_of_the_example_is_the_one_without_a_file() -> None:
-    from pathlib import Path
-
     assert load_chart(Path(__file__).resolve().parents[2] / "examples" / "books.yaml") == Chart()
 
 

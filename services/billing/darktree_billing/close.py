@@ -30,6 +30,8 @@ from darktree_kit.notes import Signer
 from darktree_ledger.client import LedgerClient
 from darktree_ledger.schemas import ClosedMonth, EntryView, MonthBalance, MonthTotal
 
+MAX_MONTHS_AHEAD = 36  # that a preview looks through for months that should have been closed
+
 
 async def close_month(
     session: AsyncSession, ledger: LedgerClient, signer: Signer | None, chart: Chart, month: Month
@@ -40,10 +42,10 @@ async def close_month(
     if (kept := await session.get(BookedMonth, str(month))) is not None:
         return _result(kept, is_new=False, differs=await _differing(session, ledger, kept, month))
     with ledger_refusals():
-        for earlier in await ledger.closed_months():
-            named = Month.of_day(earlier.month)
-            if named < month and await session.get(BookedMonth, str(named)) is None:
-                raise NotClosable(f"{month} cannot be closed: close {named} first.", param="month")
+        known = set(await session.scalars(select(col(BookedMonth.month))))
+        for earlier in [str(Month.of_day(closed.month)) for closed in await ledger.closed_months()]:
+            if earlier < str(month) and earlier not in known:
+                raise NotClosable(f"{month} cannot be closed: close {earlier} first.", param="month")
         closed = await ledger.close_month(month.first_day)
     books = await _books(session, ledger, month, chart, closed)
     files = {**sheets(books), "summary.pdf": summary_pdf(books)}
@@ -85,15 +87,16 @@ async def open_clearing(session: AsyncSession, ledger: LedgerClient, chart: Char
 
 async def closes(session: AsyncSession, signer: Signer | None) -> CloseList:
     """Return the closed months, newest first."""
-    size = func.octet_length(col(BookedMonth.pack))
-    columns = (
-        BookedMonth.month,
-        BookedMonth.manifest_sha256,
-        BookedMonth.config,
-        size,
-        BookedMonth.closed_at,
+    # Not the packs themselves: only how large they are.
+    rows = await session.execute(
+        select(
+            col(BookedMonth.month),
+            col(BookedMonth.manifest_sha256),
+            col(BookedMonth.config),
+            func.octet_length(col(BookedMonth.pack)),
+            col(BookedMonth.closed_at),
+        ).order_by(col(BookedMonth.month).desc())
     )
-    rows = await session.execute(select(*columns).order_by(col(BookedMonth.month).desc()))  # type: ignore[call-overload]
     data = [
         CloseView(
             month=month,
@@ -142,8 +145,10 @@ async def _books(
     names: dict[str, str] | None = None,
 ) -> Books:
     """Return a month's books, from the ledger and from what the month before left."""
-    query = select(BookedMonth).where(col(BookedMonth.month) < str(month))
-    before = await session.scalar(query.order_by(col(BookedMonth.month).desc()).limit(1))
+    query = select(col(BookedMonth.month), col(BookedMonth.carried)).where(
+        col(BookedMonth.month) < str(month)
+    )
+    before = (await session.execute(query.order_by(col(BookedMonth.month).desc()).limit(1))).first()
     stripe = await booked(session, month, Month.parse(before.month) if before else None)
     with ledger_refusals():
         lines = await ledger.month_lines(month.first_day)
@@ -177,6 +182,8 @@ async def _refuse_gaps(session: AsyncSession, ledger: LedgerClient, month: Month
             between = []
             while (last := last.next) < month:
                 between.append(last)
+                if len(between) > MAX_MONTHS_AHEAD:
+                    raise NotClosable(f"{month} is too far from the newest closed month.", param="month")
             open_ = [gap for gap in between if (await ledger.month_totals(gap.first_day)).rows]
             is_missing, raised = bool(open_), f"close {', '.join(map(str, open_))} first"
     if is_missing:
@@ -214,7 +221,7 @@ def _total(line: EntryView, month: Month) -> MonthTotal:
 
 async def _names(session: AsyncSession, balances: list[MonthBalance]) -> dict[str, str]:
     wanted = {row.customer_id for row in balances}
-    rows = await session.execute(select(Customer.id, Customer.name).order_by(col(Customer.id)))  # type: ignore[call-overload]
+    rows = await session.execute(select(col(Customer.id), col(Customer.name)).order_by(col(Customer.id)))
     return {customer_id: name for customer_id, name in rows if customer_id in wanted}
 
 
