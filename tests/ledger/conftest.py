@@ -1,7 +1,7 @@
 """The ledger's operations, called as its service's role calls them, and the builders of their bodies."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import psycopg
@@ -125,6 +125,12 @@ def ledger_of(database: Any) -> Iterator[Ledger]:
     opened = Ledger(database.admin_url, database.url_as("darktree_ledger"))
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def open_ledger() -> Callable[[Any], AbstractContextManager[Ledger]]:
+    """Opens a ledger on any database; a context manager."""
+    return ledger_of
 
 
 @pytest.fixture

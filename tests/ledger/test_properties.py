@@ -208,6 +208,7 @@ def test_no_sequence_of_operations_breaks_a_promise(ledger: Any, build: Any) -> 
             max_examples=60,
             stateful_step_count=40,
             deadline=None,
+            print_blob=True,
             suppress_health_check=list(HealthCheck),
         ),
     )
