@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import PlainTextResponse, Response
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, Field
 
@@ -190,7 +190,10 @@ async def show_usage(request: Request, caller: _Caller, request_id: str) -> Prov
 
 
 @router.get(
-    "/ledger/checkpoint", summary="Show the ledger's newest checkpoint", response_class=PlainTextResponse
+    "/ledger/checkpoint",
+    summary="Show the ledger's newest checkpoint",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def show_checkpoint(
     request: Request,

@@ -5,7 +5,7 @@ follow this one. Entries themselves are not published.
 """
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query
 from fastapi.responses import PlainTextResponse, Response
@@ -23,6 +23,10 @@ MAX_LEVEL = 7  # 256**8 leaves are more than MAX_SIZE
 FOR_EVER = {"Cache-Control": "public, max-age=31536000, immutable"}
 FOR_NOW = {"Cache-Control": "no-cache"}
 
+_NOTE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+_HASHES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+}
 _Caller = Annotated[str, Depends(require("gateway", "billing"))]
 _CustomerId = Annotated[CustomerId, Query()]
 _Seq = Annotated[int, Query(ge=1, le=MAX_SIZE)]
@@ -32,13 +36,13 @@ public = APIRouter(prefix="/log", tags=["log"], responses=refusals(400, 404, 503
 _proofs = APIRouter(prefix="/v1/proofs", tags=["proofs"], responses=refusals(400, 401, 403, 404, 503))
 
 
-@public.get("/checkpoint", response_class=PlainTextResponse)
+@public.get("/checkpoint", response_class=Response, responses=_NOTE)
 async def read_checkpoint(session: Session) -> Response:
     """Return the newest checkpoint, a signed note."""
     return PlainTextResponse((await log.checkpoint(session))[1], headers=FOR_NOW)
 
 
-@public.get("/checkpoints/{size}", response_class=PlainTextResponse)
+@public.get("/checkpoints/{size}", response_class=Response, responses=_NOTE)
 async def read_checkpoint_of_size(
     size: Annotated[int, Path(ge=1, le=MAX_SIZE)], session: Session
 ) -> Response:
@@ -46,7 +50,7 @@ async def read_checkpoint_of_size(
     return PlainTextResponse((await log.checkpoint(session, size))[1], headers=FOR_EVER)
 
 
-@public.get("/tile/{level}/{place:path}", response_class=Response)
+@public.get("/tile/{level}/{place:path}", response_class=Response, responses=_HASHES)
 async def read_tile(
     level: Annotated[int, Path(ge=0, le=MAX_LEVEL)],
     place: Annotated[str, Path(max_length=64, description="Such as `067`, `x001/x234/067` or `067.p/12`.")],
