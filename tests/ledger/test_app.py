@@ -282,6 +282,7 @@ async def test_expired_holds_of_customers_who_send_nothing_are_released_too(
     reading, calls = Database(url, pool_size=1), Calls(url, pool_size=1)
     with psycopg.connect(database.admin_url, autocommit=True) as connection:
         connection.execute("UPDATE ledger.hold SET expires_at = now() - interval '1 second'")
+        connection.execute("UPDATE ledger.account SET next_expiry = now() - interval '1 second'")
         await release_expired(reading, calls)
         assert connection.execute("SELECT state FROM ledger.hold").fetchall() == [("expired",)]
         assert connection.execute("SELECT sum(held_nanos) FROM ledger.account").fetchall() == [(0,)]

@@ -56,6 +56,7 @@ class Account(Table, table=True):
     opened_by: UUID
     opened_at: datetime = _time()
     bonus_nanos: int = _big()
+    next_expiry: datetime | None = _time(nullable=True)
     recorded_at: datetime = _time()
 
 

@@ -6,7 +6,8 @@ RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT greatest(0, least(wanted, limit_tokens, CASE WHEN price_nanos > 0 THEN limit_nanos / price_nanos END))
 $$;
 
--- Releases what expired holds of these customers had reserved. The caller holds the customers' rows.
+-- Releases what expired holds of these customers had reserved, and says anew when the next of theirs may expire. The
+-- caller holds the customers' rows.
 CREATE OR REPLACE FUNCTION ledger.reap(customer_ids text[], at timestamptz) RETURNS void
 LANGUAGE sql SET search_path = ledger, pg_temp AS $$
     WITH reaped AS (
@@ -18,9 +19,12 @@ LANGUAGE sql SET search_path = ledger, pg_temp AS $$
         FROM (SELECT customer_id, usage_day, sum(tokens)::bigint AS tokens FROM reaped GROUP BY 1, 2) r
         WHERE d.customer_id = r.customer_id AND d.day = r.usage_day
     )
-    UPDATE account a SET held_nanos = a.held_nanos - r.amount_nanos
-    FROM (SELECT customer_id, sum(amount_nanos)::bigint AS amount_nanos FROM reaped GROUP BY 1) r
-    WHERE a.customer_id = r.customer_id
+    UPDATE account a SET
+        held_nanos = a.held_nanos - coalesce((SELECT sum(r.amount_nanos) FROM reaped r
+                                              WHERE r.customer_id = a.customer_id), 0),
+        next_expiry = (SELECT min(h.expires_at) FROM hold h
+                       WHERE h.customer_id = a.customer_id AND h.state = 'open' AND h.expires_at > at)
+    WHERE a.customer_id = ANY (customer_ids) AND a.next_expiry <= at
 $$;
 
 -- What a hold's body differs in from the first time, or null: the contract of a client-made id.

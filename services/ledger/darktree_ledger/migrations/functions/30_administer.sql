@@ -29,7 +29,7 @@ LANGUAGE sql STABLE SET search_path = ledger, pg_temp AS $$
     FROM (SELECT) one LEFT JOIN (
         SELECT x.operation_id, x.body, CASE e.debit_account WHEN 'customer_credits' THEN e.amount_nanos ELSE 0 END AS taken
         FROM operation x
-        JOIN entry e ON e.customer_id = x.customer_id AND e.recorded_at = x.applied_at AND e.seq = x.entry_seq
+        JOIN every_entry e ON e.customer_id = x.customer_id AND e.recorded_at = x.applied_at AND e.seq = x.entry_seq
         WHERE x.operation_id = CASE p.body ->> 'op' WHEN 'claw_back' THEN p.operation_id
                                                     WHEN 'reinstate' THEN (p.body ->> 'claw_back_id')::uuid END
     ) c ON true

@@ -17,6 +17,7 @@ DECLARE
     utc_day       date;
     reset_seconds integer;
     customer_ids  text[];
+    next_expiry   timestamptz;
     current_id    text;
     a             account;      -- of the current customer, as it will be
     d             day_usage;    -- their day, likewise
@@ -58,8 +59,8 @@ BEGIN
     END IF;
 
     -- Lock, in one order for everybody. The clock is read afterwards: a wait may have crossed midnight.
-    SELECT array_agg(l.customer_id) INTO customer_ids FROM (
-        SELECT x.customer_id FROM account x
+    SELECT array_agg(l.customer_id), min(l.next_expiry) INTO customer_ids, next_expiry FROM (
+        SELECT x.customer_id, x.next_expiry FROM account x
         WHERE x.customer_id IN (SELECT y.customer_id FROM jsonb_to_recordset(operations) AS y (customer_id text COLLATE "C"))
         ORDER BY x.customer_id FOR UPDATE
     ) l;
@@ -68,8 +69,7 @@ BEGIN
     reset_seconds := ceil(extract(epoch FROM (utc_day + 1)::timestamptz - at));
     results := array_fill(NULL::text, ARRAY[jsonb_array_length(operations)]);
 
-    IF EXISTS (SELECT FROM hold x WHERE x.customer_id = ANY (customer_ids) AND x.state = 'open'
-               AND x.expires_at <= at) THEN
+    IF next_expiry <= at THEN
         PERFORM reap(customer_ids, at);
     END IF;
 
@@ -161,6 +161,7 @@ BEGIN
                              NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)::hold;
                     new_holds := array_append(new_holds, h);
                     a.held_nanos := a.held_nanos + amount;
+                    a.next_expiry := least(a.next_expiry, h.expires_at);
                     d.held_tokens := d.held_tokens + tokens;
                     changed := true;
                 END IF;
@@ -387,7 +388,7 @@ BEGIN
     IF cardinality(new_accounts) > 0 THEN
         UPDATE account x SET
             balance_nanos = y.balance_nanos, held_nanos = y.held_nanos, bonus_nanos = y.bonus_nanos,
-            cap_tokens = y.cap_tokens, today = y.today, seq = y.seq, head = y.head,
+            next_expiry = y.next_expiry, cap_tokens = y.cap_tokens, today = y.today, seq = y.seq, head = y.head,
             recorded_at = y.recorded_at
         FROM unnest(new_accounts) y WHERE x.customer_id = y.customer_id;
         INSERT INTO day_usage SELECT * FROM unnest(new_days)

@@ -7,13 +7,13 @@ $$ SELECT month::timestamp AT TIME ZONE 'UTC' $$;
 -- late, and with those that were late for the months before.
 CREATE OR REPLACE FUNCTION ledger.month_entries(month date, until timestamptz DEFAULT 'infinity') RETURNS SETOF ledger.entry
 LANGUAGE sql STABLE SET search_path = ledger, pg_temp AS $$
-    SELECT e.* FROM entry e
+    SELECT e.* FROM every_entry e
     WHERE e.recorded_at >= month_start(month)
       AND e.recorded_at < least(month_start((month + interval '1 month')::date), until)
       AND NOT EXISTS (SELECT FROM late_entry l WHERE l.customer_id = e.customer_id AND l.seq = e.seq)
     UNION ALL
     SELECT e.* FROM late_entry l
-    JOIN entry e ON e.customer_id = l.customer_id AND e.seq = l.seq AND e.recorded_at = l.recorded_at
+    JOIN every_entry e ON e.customer_id = l.customer_id AND e.seq = l.seq AND e.recorded_at = l.recorded_at
     WHERE l.book_month = month AND e.recorded_at < until
 $$;
 
@@ -121,14 +121,14 @@ BEGIN
         FROM month_total t WHERE month_start(t.month) < closed_until GROUP BY 1, 2, 3
         UNION ALL
         SELECT e.debit_account, e.credit_account, e.model, sum(e.amount_nanos), sum(e.bonus_nanos)
-        FROM entry e
+        FROM every_entry e
         WHERE e.recorded_at >= closed_until AND e.recorded_at < at
           AND NOT EXISTS (SELECT FROM late_entry l WHERE l.customer_id = e.customer_id AND l.seq = e.seq)
         GROUP BY 1, 2, 3
         UNION ALL
         SELECT e.debit_account, e.credit_account, e.model, e.amount_nanos, e.bonus_nanos
         FROM late_entry l
-        JOIN entry e ON e.customer_id = l.customer_id AND e.seq = l.seq AND e.recorded_at = l.recorded_at
+        JOIN every_entry e ON e.customer_id = l.customer_id AND e.seq = l.seq AND e.recorded_at = l.recorded_at
         WHERE month_start(l.book_month) >= closed_until AND month_start(l.book_month) < at
     ), posted AS (
         SELECT m.debit_account AS account, m.model, m.amount AS debit, 0::numeric AS credit FROM moved m

@@ -6,7 +6,7 @@ GRANT USAGE ON SCHEMA ledger TO darktree_ledger, darktree_sealer;
 GRANT SELECT ON
     ledger.account, ledger.day_usage, ledger.hold, ledger.operation, ledger.cap_change, ledger.entry, ledger.sealed,
     ledger.subtree, ledger.checkpoint, ledger.log_key, ledger.closed_month, ledger.month_total, ledger.month_balance,
-    ledger.late_entry
+    ledger.late_entry, ledger.every_entry, ledger.archived_month, ledger.archive_base, ledger.base
 TO darktree_ledger;
 GRANT EXECUTE ON FUNCTION
     ledger.apply(jsonb), ledger.prepare_months(), ledger.clock_now(), ledger.seal_lag(), ledger.close_month(date),

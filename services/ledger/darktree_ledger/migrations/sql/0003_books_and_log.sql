@@ -9,8 +9,10 @@ END $$;
 ALTER TABLE ledger.account
     ADD COLUMN bonus_nanos bigint NOT NULL DEFAULT 0,
     ADD COLUMN recorded_at timestamptz NOT NULL DEFAULT 'epoch',    -- of the newest entry: none is recorded before it
+    ADD COLUMN next_expiry timestamptz,   -- no open hold expires before: most operations need not look for expired ones
     ADD CONSTRAINT bonus_is_part_of_the_balance CHECK (bonus_nanos >= 0 AND bonus_nanos <= balance_nanos);
 
+UPDATE ledger.account SET next_expiry = opened_at;
 UPDATE ledger.account a SET recorded_at = e.newest
 FROM (SELECT customer_id, max(recorded_at) AS newest FROM ledger.entry GROUP BY 1) e WHERE e.customer_id = a.customer_id;
 
