@@ -49,30 +49,21 @@ def document_hash(entry: Mapping[str, Any], prev_hash: bytes) -> bytes:
     Raises KeyError, TypeError, ValueError or struct.error when a field is missing or is not what it must be.
     """
     version = entry["version"]
-    text = VERSIONS[version][0]
     return hashlib.sha256(
         b"".join(
             (
                 b"\x00",
-                _text(text),
-                _text(entry["customer_id"]),
+                _texts(VERSIONS[version][0], entry["customer_id"]),
                 _INTEGER(8, entry["seq"]),
                 _id(entry["entry_id"]),
-                _text(entry["kind"]),
-                _text(entry["debit_account"]),
-                _text(entry["credit_account"]),
+                _texts(entry["kind"], entry["debit_account"], entry["credit_account"]),
                 _TWO_INTEGERS(8, entry["amount_nanos"], 8, entry["balance_after_nanos"]),
                 _day(entry["usage_day"]),
                 _id(entry["hold_id"]),
-                _text(entry["key_id"]),
-                _text(entry["model"]),
-                _text(entry["lane"]),
+                _texts(entry["key_id"], entry["model"], entry["lane"]),
                 _TWO_INTEGERS(8, entry["prompt_tokens"], 8, entry["completion_tokens"]),
                 _TWO_INTEGERS(8, entry["prompt_price_nanos"], 8, entry["completion_price_nanos"]),
-                _text(entry["outcome"]),
-                _text(entry["reason"]),
-                _text(entry["actor"]),
-                _text(entry["reference"]),
+                _texts(entry["outcome"], entry["reason"], entry["actor"], entry["reference"]),
                 _INTEGER(8, _microseconds(datetime.fromisoformat(entry["recorded_at"]))),
                 _INTEGER(8, entry["bonus_nanos"]) if version > 1 else b"",
                 prev_hash,
@@ -86,8 +77,8 @@ _TWO_INTEGERS = struct.Struct(">IqIq").pack
 
 
 @lru_cache(_CACHED_TEXTS)
-def _text(value: str | None) -> bytes:
-    return _field(value)
+def _texts(*values: str | None) -> bytes:
+    return b"".join(map(_field, values))
 
 
 @lru_cache(_CACHED_TEXTS)

@@ -25,9 +25,9 @@ from darktree_ledger.receipts import LogKeyView
 from darktree_ledger.verification import Chains, Failure, Failures, Span, checked_spans
 
 FORMAT = "darktree-ledger-export-v1"
-BLOCK_BYTES = 1_000_000
+BLOCK_BYTES = 4_000_000
 MAX_END_BYTES = 2_000_000  # of the first and of the last line
-PARALLEL_FROM_BYTES = 8_000_000  # below it, starting processes costs more than they save
+PARALLEL_FROM_BYTES = 20_000_000  # below it, starting processes costs more than they save
 
 NOT_PROVEN = (
     "that a token count was right when it was recorded, or that a request was answered well",

@@ -70,7 +70,7 @@ class Failures:
         self.kept += failures[: MAX_FAILURES - len(self.kept)]
 
 
-@dataclass
+@dataclass(slots=True)
 class Run:
     """Consecutive entries of one customer within a chunk.
 
@@ -89,6 +89,10 @@ class Run:
     bonus_nanos: int = 0
     bonus_low: int = 0
     bonus_spent: int | None = None
+
+    def __reduce__(self) -> tuple[type["Run"], tuple[Any, ...]]:
+        """Travel between processes as a tuple: a third of what the default costs."""
+        return Run, tuple(getattr(self, name) for name in self.__slots__)
 
 
 class Span(NamedTuple):
