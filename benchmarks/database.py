@@ -29,6 +29,10 @@ from darktree_ledger.sealing import BATCH_ENTRIES, Log
 HERE = Path(__file__).parent
 TRANSFER_CLIENTS = 16
 BATCHES_MADE = 150
+ROWS = "plain rows, in batches of 256"
+TRANSFERS = "transfers, one a transaction, 1,000 accounts"
+HOT_TRANSFERS = "transfers, one a transaction, one hot account"
+SEALED = "entries sealed into the log"
 
 
 @contextmanager
@@ -58,21 +62,19 @@ def measure(url: str, seconds: float) -> dict[str, float]:
     names = customers()
     half = CUSTOMERS // 2
     found = {
-        "rows inserted, batches of 256": _rate(write_rows, [(url, seconds)]),
-        "pairs in batches of 256, 1,000 customers": _rate(
+        ROWS: _rate(write_rows, [(url, seconds)]),
+        "hold and settle pairs, in batches of 256, 1,000 customers": _rate(
             write_pairs, [(url, seconds, names[:half]), (url, seconds, names[half:])]
         ),
-        "pairs in batches of 256, one hot customer": _rate(write_pairs, [(url, seconds, names[:1])]),
-        "transfers, one a transaction, 1,000 accounts": _rate(
-            move, [(url, seconds, 1000, number) for number in range(TRANSFER_CLIENTS)]
+        "hold and settle pairs, in batches of 256, one hot customer": _rate(
+            write_pairs, [(url, seconds, names[:1])]
         ),
-        "transfers, one a transaction, one hot account": _rate(
-            move, [(url, seconds, 1, number) for number in range(TRANSFER_CLIENTS)]
-        ),
+        TRANSFERS: _rate(move, [(url, seconds, 1000, number) for number in range(TRANSFER_CLIENTS)]),
+        HOT_TRANSFERS: _rate(move, [(url, seconds, 1, number) for number in range(TRANSFER_CLIENTS)]),
     }
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("VACUUM ANALYZE ledger.entry")
-    found["entries sealed"] = asyncio.run(seal(url))
+    found[SEALED] = asyncio.run(seal(url))
     return found
 
 

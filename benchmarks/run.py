@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import database
 import hard_stop
 import pairs
 import psutil
@@ -129,6 +130,21 @@ async def measure_ledger(stage: Stage, options: argparse.Namespace) -> dict[str,
     return found
 
 
+def measure_database(options: argparse.Namespace) -> dict[str, float]:
+    """Measure the ledger's function in its database, beside its peers, and sealing."""
+    say("the ledger in its database, beside plain rows and one transfer a transaction")
+    with database.database() as url:
+        return database.measure(url, options.seconds)
+
+
+def measure_alone(script: str) -> dict[str, Any]:
+    """Run a benchmark that measures its own memory, in a process of its own."""
+    say(f"{script}.py")
+    output = subprocess.run([sys.executable, str(HERE / f"{script}.py")], check=True, stdout=subprocess.PIPE)
+    result: dict[str, Any] = json.loads(output.stdout)
+    return result
+
+
 def _environment_of(stage: Stage, name: str) -> dict[str, str]:
     environment: dict[str, str] = stage.processes()[name][0].environ()
     return environment
@@ -157,10 +173,33 @@ def calibration_microseconds() -> float:
     return statistics.median(times) * 1e6
 
 
+def books(found: dict[str, float], verified: dict[str, Any], statement: dict[str, Any]) -> list[str]:
+    """Return what was measured of the ledger's function, its proofs and statements, with ratios to the peers."""
+    rows, hot = found[database.ROWS], found[database.HOT_TRANSFERS]
+    lines = [
+        "",
+        "| in the database, durable | a second | of plain rows | of transfers |",
+        "|---|---|---|---|",
+    ]
+    for name, rate in found.items():
+        beside = hot if "hot" in name else found[database.TRANSFERS]
+        ratios = (f"{rate / rows:.2f}", f"{rate / beside:.1f}") if name != database.SEALED else ("", "")
+        lines.append(f"| {name} | {rate:,.0f} | {' | '.join(ratios)} |")
+    seconds = statement["seconds"]
+    return [
+        *lines,
+        "",
+        f"Offline verification: {verified['entries_per_second']:,} entries a second, "
+        f"{verified['peak_megabytes_a_process']} MB a process at most. "
+        f"Statement of a month with {statement['entries']:,} entries: {statement['all_three_seconds']:.1f} s for "
+        f"JSON, CSV and PDF together, {statement['peak_megabytes']} MB; {seconds['verify']:.1f} s to verify.",
+    ]
+
+
 def report(
     rows: list[Row], ledger: dict[str, float], stopped: dict[str, object], memory: dict[str, float]
-) -> str:
-    """Return everything as Markdown."""
+) -> list[str]:
+    """Return what was measured of the gateway and the ledger over HTTP, as Markdown."""
     lines = [
         f"{time.strftime('%Y-%m-%d', time.gmtime())}, {psutil.cpu_count()} cores ({_processor()}), "
         f"{psutil.virtual_memory().total // 2**30} GiB, {machine.system()} {machine.release().split('-')[0]}, "
@@ -190,7 +229,7 @@ def report(
         "Peak memory, MB: " + ", ".join(f"{name} {value:.0f}" for name, value in memory.items()) + ".",
     ]
     lines += ["", "The hard stop: " + "; ".join(f"{name} {value}" for name, value in stopped.items()) + "."]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _processor() -> str:
@@ -199,7 +238,7 @@ def _processor() -> str:
     return names[0] if names else machine.machine()
 
 
-async def main(options: argparse.Namespace) -> str:
+async def measure_platform(options: argparse.Namespace) -> list[str]:
     rows: list[Row] = []
     port = 20_000 + os.getpid() % 10_000
     with upstream(port):
@@ -220,9 +259,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each round (default: 5)")
     parser.add_argument("--rounds", type=int, default=3, help="medians of so many rounds (default: 3)")
+    parser.add_argument("--only", choices=["platform", "books"], help="measure only this part")
     parser.add_argument("--output", type=Path, help="write the report here too")
     chosen = parser.parse_args()
-    text = asyncio.run(main(chosen))
+    lines = [] if chosen.only == "books" else asyncio.run(measure_platform(chosen))
+    if chosen.only != "platform":
+        lines += books(measure_database(chosen), measure_alone("verify"), measure_alone("statement"))
+    text = "\n".join(lines) + "\n"
     print(text)
     if chosen.output:
         chosen.output.write_text(text)
