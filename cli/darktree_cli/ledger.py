@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from darktree_billing.schemas import MAX_PAGE
-from darktree_cli import ledger_proofs
+from darktree_cli import archive, ledger_proofs
 from darktree_cli.connection import DataDirOption, administer
 from darktree_cli.output import Output, OutputOption, Row, dollars, show, show_fields
 from darktree_ledger.schemas import EntryView
@@ -13,6 +13,7 @@ from darktree_ledger.schemas import EntryView
 app = typer.Typer(no_args_is_help=True, help="Read the ledger, check it, and prove it.")
 app.command("export")(ledger_proofs.export)
 app.command("verify")(ledger_proofs.verify)
+app.command("archive")(archive.command)
 
 
 @app.command("entries")

@@ -10,7 +10,6 @@ from typing import Any
 from sqlalchemy import RowMapping, TextClause, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from sqlmodel import col
 
 from darktree_kit.errors import BadRequest, Conflict
 from darktree_ledger import chain
@@ -22,8 +21,12 @@ ROWS_PER_READ = 2_000
 _REFUSED = "DT001"  # what ledger.close_month raises, with a message for people
 
 _OF_CUSTOMER = text(
-    """SELECT ledger.entry_document(e) FROM ledger.entry e
+    """SELECT ledger.entry_document(ROW(e.*)::ledger.entry) FROM ledger.every_entry e
        WHERE e.customer_id = :customer_id AND e.recorded_at >= :start AND e.recorded_at < :end ORDER BY e.seq"""
+)
+_NEWEST = text(
+    """SELECT * FROM ledger.every_entry WHERE customer_id = :customer_id AND recorded_at < :at
+       ORDER BY seq DESC LIMIT 1"""
 )
 _OF_MONTH = text(
     """SELECT ledger.entry_document(e) FROM ledger.month_entries(:month) e
@@ -46,12 +49,8 @@ def of_month(engine: AsyncEngine, month: date) -> AsyncIterator[bytes]:
 async def as_of(session: AsyncSession, customer_id: str, at: datetime) -> AsOf:
     """Return where a customer stood after the newest entry recorded before `at`. Raises UnknownCustomer."""
     await must_exist(session, customer_id)
-    newest = await session.scalar(
-        select(Entry)
-        .where(col(Entry.customer_id) == customer_id, col(Entry.recorded_at) < at)
-        .order_by(col(Entry.seq).desc())
-        .limit(1)
-    )
+    query = select(Entry).from_statement(_NEWEST)
+    newest = await session.scalar(query, {"customer_id": customer_id, "at": at})
     if newest is None:
         head = chain.genesis(customer_id).hex()
         return AsOf(customer_id=customer_id, at=at, balance_nanos=0, bonus_nanos=0, seq=0, head=head)
@@ -59,7 +58,7 @@ async def as_of(session: AsyncSession, customer_id: str, at: datetime) -> AsOf:
         text(
             """SELECT coalesce(sum(CASE WHEN credit_account = 'customer_credits' THEN bonus_nanos
                                         ELSE -bonus_nanos END), 0)
-               FROM ledger.entry WHERE customer_id = :customer_id AND seq <= :seq AND bonus_nanos > 0"""
+               FROM ledger.every_entry WHERE customer_id = :customer_id AND seq <= :seq AND bonus_nanos > 0"""
         ),
         {"customer_id": customer_id, "seq": newest.seq},
     )

@@ -19,26 +19,33 @@ ROWS_PER_READ = 2_000
 # One row for each projection that differs from what the entries and open holds say; `{only}` names customers.
 _DIFFERENCES = {
     "balance_nanos": """
-        SELECT a.customer_id, coalesce(f.balance, 0) AS expected, a.balance_nanos AS found
-        FROM ledger.account a LEFT JOIN (
+        SELECT a.customer_id, coalesce(b.balance_nanos, 0) + coalesce(f.balance, 0) AS expected,
+               a.balance_nanos AS found
+        FROM ledger.account a LEFT JOIN (SELECT * FROM ledger.base WHERE {only}) b USING (customer_id) LEFT JOIN (
             SELECT customer_id, sum(CASE WHEN credit_account = 'customer_credits' THEN amount_nanos ELSE 0 END
                                   - CASE WHEN debit_account = 'customer_credits' THEN amount_nanos ELSE 0 END)
                    AS balance
             FROM ledger.entry WHERE {only} GROUP BY 1) f USING (customer_id)
-        WHERE {only} AND a.balance_nanos <> coalesce(f.balance, 0)""",
+        WHERE {only} AND a.balance_nanos <> coalesce(b.balance_nanos, 0) + coalesce(f.balance, 0)""",
     "bonus_nanos": """
-        SELECT a.customer_id, coalesce(f.bonus, 0) AS expected, a.bonus_nanos AS found
-        FROM ledger.account a LEFT JOIN (
+        SELECT a.customer_id, coalesce(b.bonus_nanos, 0) + coalesce(f.bonus, 0) AS expected, a.bonus_nanos AS found
+        FROM ledger.account a LEFT JOIN (SELECT * FROM ledger.base WHERE {only}) b USING (customer_id) LEFT JOIN (
             SELECT customer_id, sum(CASE WHEN credit_account = 'customer_credits' THEN bonus_nanos
                                          ELSE -bonus_nanos END) AS bonus
             FROM ledger.entry WHERE {only} GROUP BY 1) f USING (customer_id)
-        WHERE {only} AND a.bonus_nanos <> coalesce(f.bonus, 0)""",
+        WHERE {only} AND a.bonus_nanos <> coalesce(b.bonus_nanos, 0) + coalesce(f.bonus, 0)""",
     "held_nanos": """
         SELECT a.customer_id, coalesce(h.amount, 0) AS expected, a.held_nanos AS found
         FROM ledger.account a LEFT JOIN (
             SELECT customer_id, sum(amount_nanos) AS amount FROM ledger.hold
             WHERE state = 'open' AND {only} GROUP BY 1) h USING (customer_id)
         WHERE {only} AND a.held_nanos <> coalesce(h.amount, 0)""",
+    "next_expiry": """
+        SELECT customer_id, h.first AS expected, a.next_expiry AS found
+        FROM ledger.account a JOIN (
+            SELECT customer_id, min(expires_at) AS first FROM ledger.hold WHERE state = 'open' AND {only} GROUP BY 1
+        ) h USING (customer_id)
+        WHERE a.next_expiry IS NULL OR h.first < a.next_expiry""",
     "the day's held tokens": """
         SELECT customer_id, coalesce(h.tokens, 0) AS expected, d.held_tokens AS found
         FROM (SELECT * FROM ledger.day_usage WHERE {only}) d FULL JOIN (
@@ -59,9 +66,14 @@ _DIFFERENCES = {
                    sum(prompt_tokens + completion_tokens) FILTER (WHERE kind = 'absorbed') AS absorbed
             FROM ledger.entry WHERE kind IN ('usage', 'absorbed') AND {only} GROUP BY 1, 2) e
             USING (customer_id, day)
-        WHERE (d.requests, d.prompt_tokens, d.completion_tokens, d.amount_nanos, d.absorbed_tokens)
+        WHERE day > coalesce((SELECT max(last_usage_day) FROM ledger.archived_month), '-infinity')
+          AND (d.requests, d.prompt_tokens, d.completion_tokens, d.amount_nanos, d.absorbed_tokens)
               IS DISTINCT FROM (coalesce(e.requests, 0), coalesce(e.prompt, 0), coalesce(e.completion, 0),
                                 coalesce(e.amount, 0), coalesce(e.absorbed, 0))""",
+    "where the archive ends": """
+        SELECT customer_id, encode(s.hash, 'hex') AS expected, encode(b.head, 'hex') AS found
+        FROM (SELECT * FROM ledger.base WHERE {only}) b LEFT JOIN ledger.sealed s USING (customer_id, seq)
+        WHERE s.hash IS DISTINCT FROM b.head""",
 }
 _HEADS = """
     SELECT a.customer_id, l.seq || ' ' || encode(l.hash, 'hex') AS expected,
@@ -72,7 +84,8 @@ _HEADS = """
 _SETTLEMENTS = """
     SELECT h.customer_id, h.hold_id || ': one usage entry or one absorbed' AS expected,
            count(e.entry_id) || ' entries, state ' || h.state AS found
-    FROM ledger.hold h LEFT JOIN ledger.entry e ON e.hold_id = h.hold_id
+    FROM ledger.hold h LEFT JOIN ledger.base b USING (customer_id) LEFT JOIN ledger.entry e ON e.hold_id = h.hold_id
+    WHERE coalesce(h.entry_seq > b.seq, true)
     GROUP BY h.hold_id
     HAVING (h.state = 'settled') <> (count(e.entry_id) > 0)
         OR count(*) FILTER (WHERE e.kind = 'usage') > 1 OR count(*) FILTER (WHERE e.kind = 'absorbed') > 1"""
@@ -116,7 +129,8 @@ async def _differences(session: AsyncSession, customer_ids: list[str] | None) ->
 
 async def _broken_chains(session: AsyncSession) -> AsyncIterator[Problem]:
     heads = {row.customer_id: row.head for row in await session.scalars(select(Account))}
-    last: dict[str, tuple[int, bytes, int]] = {}
+    bases = await session.execute(text("SELECT customer_id, seq, head, balance_nanos FROM ledger.base"))
+    last = {row.customer_id: (row.seq, row.head, row.balance_nanos) for row in bases}
     query = select(Entry).order_by(col(Entry.customer_id), col(Entry.seq))
     async for entry in await session.stream_scalars(query.execution_options(yield_per=ROWS_PER_READ)):
         customer_id = entry.customer_id

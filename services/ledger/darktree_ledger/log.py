@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlmodel import col, select
+from sqlmodel import select
 
 from darktree_kit.errors import BadRequest
 from darktree_ledger import merkle
@@ -13,6 +13,7 @@ from darktree_ledger.errors import NotInTheLog
 from darktree_ledger.models import Entry
 from darktree_ledger.receipts import ConsistencyProof, InclusionProof, LogKeyView, Receipt
 
+_ENTRY = text("SELECT * FROM ledger.every_entry WHERE customer_id = :customer_id AND seq = :seq")
 _TILES = {
     False: """SELECT t.index AS place, s.hash FROM unnest(CAST(:indexes AS bigint[])) AS t (index)
               JOIN ledger.sealed s ON s.position >= t.index * 256 AND s.position < (t.index + 1) * 256
@@ -77,8 +78,8 @@ async def receipt(session: AsyncSession, customer_id: str, seq: int) -> Receipt:
     """Return an entry with what proves that the newest checkpoint covers it. Raises NotInTheLog."""
     size, note = await checkpoint(session)
     proof = await inclusion(session, customer_id, seq, size)
-    query = select(Entry).where(col(Entry.customer_id) == customer_id, col(Entry.seq) == seq)
-    entry = (await session.execute(query)).scalar_one()
+    parameters = {"customer_id": customer_id, "seq": seq}
+    entry = (await session.execute(select(Entry).from_statement(_ENTRY), parameters)).scalar_one()
     return Receipt(
         entry=view(entry),
         leaf_index=proof.leaf_index,

@@ -22,8 +22,8 @@ _JSON_LINES = "application/jsonl"
 _LINE = """
     SELECT '{"position":' || s.position || ',"leaf":"' || encode(s.hash, 'hex') || '","customer_id":'
         || to_json(s.customer_id) || ',"seq":' || s.seq || ',"entry":'
-        || CASE WHEN e.seq IS NULL THEN 'null' ELSE ledger.entry_document(e) END || '}'
-    FROM ledger.sealed s LEFT JOIN ledger.entry e ON e.customer_id = s.customer_id AND e.seq = s.seq
+        || CASE WHEN e.seq IS NULL THEN 'null' ELSE ledger.entry_document(ROW(e.*)::ledger.entry) END || '}'
+    FROM ledger.sealed s LEFT JOIN ledger.every_entry e ON e.customer_id = s.customer_id AND e.seq = s.seq
 """
 _ALL = text(f"{_LINE} WHERE s.position < :size ORDER BY s.position")
 _OF_CUSTOMER = text(f"{_LINE} WHERE s.position < :size AND s.customer_id = :customer_id ORDER BY s.seq")
