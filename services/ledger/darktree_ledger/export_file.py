@@ -77,6 +77,7 @@ class _Verification:
             self._proofs: dict[str, Any] = self._file.trailer.get("proofs") or {}
             self.report = Report(customer_id=self._customer_id)
             self._open_checkpoints(keys, self._file.header["checkpoint"], self._file.header["keys"], kept)
+            self._tree = _Tree(self.report.earlier, self._proofs)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise Unreadable(
                 f"the first or last line of {path.name} is not an export's: {error!r}"
@@ -84,7 +85,7 @@ class _Verification:
 
     def run(self) -> Report:
         report, failures = self.report, self.report.failures
-        chains, tree = Chains(failures), _Tree(report.earlier, self._proofs)
+        chains, tree = Chains(failures), self._tree
         parallel = self._file.end > PARALLEL_FROM_BYTES
         for checked in checked_spans(self._path, self._spans(), parallel=parallel):
             failures.add(*checked.failures)
@@ -94,11 +95,15 @@ class _Verification:
                 chains.link(run)
         chains.finish()
         report.customers = len(chains.standings)
-        if report.checkpoint is not None:
-            if self._customer_id is None:
+        try:
+            if report.checkpoint is not None and self._customer_id is None:
                 self._compare_roots(tree, report.checkpoint)
-            else:
+            elif report.checkpoint is not None:
                 self._check_proofs(tree, report.checkpoint, chains)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            failures.add(
+                Failure(f"the proofs of the last line have not the form that they must have: {error!r}")
+            )
         self._check_bytes()
         return report
 
@@ -201,7 +206,7 @@ class _Tree:
         self.edge = Edge()
         self.earlier_root: bytes | None = None
         self._earlier_size = -1 if earlier is None else earlier.size
-        self._wanted = {proof["seq"] for proof in proofs.values() if isinstance(proof, dict)}
+        self._wanted = {int(proof["seq"]) for proof in proofs.values() if isinstance(proof, dict)}
         self._leaves: dict[int, bytes] = {}
 
     def append(self, leaves: list[bytes]) -> None:
