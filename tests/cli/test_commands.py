@@ -2,7 +2,9 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from typer.testing import CliRunner
 
 from darktree_cli.main import app
 
+DARKTREE = Path(sys.executable).with_name("darktree")
 Running = Any  # tests/cli/conftest.py, which cannot be imported
 Darktree = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -171,3 +174,21 @@ def test_every_command_has_help_and_the_exit_codes_are_told() -> None:
     assert "3 no running platform" in " ".join(told.split())
     for words in (["up"], ["customers", "create"], ["ledger", "check"], ["doctor"], ["migrate"]):
         assert CliRunner().invoke(app, [*words, "--help"]).exit_code == 0
+
+
+def test_a_statement_is_shown_exported_and_proven_and_so_is_the_ledger(
+    platform: Running, eventually: Callable[..., None], tmp_path: Path
+) -> None:
+    month = f"{datetime.now(UTC):%Y-%m}"
+    shown = platform.json("statement", "show", "demo", month)
+    assert shown["totals"]["closing_nanos"] == platform.json("ledger", "balance", "demo")["balance_nanos"]
+    file = tmp_path / "statement.json"
+    platform.json("statement", "export", "demo", month, "--format", "json", "--to", str(file))
+    assert platform.command("statement", "export", "demo", month, "--format", "txt").returncode == 2
+    ran = subprocess.run([DARKTREE, "statement", "verify", file], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stdout
+    eventually(
+        lambda: platform.command("ledger", "verify").returncode == 0, "the ledger is signed and proven"
+    )
+    assert platform.json("ledger", "verify")["verdict"] == "proven"
+    assert platform.json("ledger", "verify", "--customer", "demo")["customers"] == 1
