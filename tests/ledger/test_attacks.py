@@ -17,10 +17,10 @@ from darktree_ledger.schemas import OPERATIONS, RESULTS
 NOBODY = "dt_nobody"
 ROLES = ("darktree_ledger", "darktree_sealer", "darktree_billing", NOBODY)
 REFUSED = {
-    "42501",
-    "01007",
-    "01006",
-}  # insufficient privilege; the warnings that nothing was granted or revoked
+    "42501",  # insufficient privilege
+    "01007", "01006",  # the warnings that nothing was granted, or revoked
+    "55000",  # a view into which nobody can write
+}  # fmt: skip
 
 ON_A_TABLE = """
     INSERT INTO ledger.{0} SELECT * FROM ledger.{0}
@@ -53,6 +53,17 @@ ON_A_TABLE = """
     COMMENT ON TABLE ledger.{0} IS 'mine'
     GRANT ALL ON ledger.{0} TO CURRENT_USER
     REVOKE ALL ON ledger.{0} FROM darktree_owner
+"""
+ON_A_VIEW = """
+    INSERT INTO ledger.{0} SELECT * FROM ledger.{0}
+    UPDATE ledger.{0} SET {1} = {1}
+    DELETE FROM ledger.{0}
+    CREATE OR REPLACE VIEW ledger.{0} AS TABLE ledger.{0}
+    ALTER VIEW ledger.{0} OWNER TO CURRENT_USER
+    ALTER VIEW ledger.{0} SET (security_invoker = false)
+    CREATE RULE mine AS ON INSERT TO ledger.{0} DO INSTEAD NOTHING
+    CREATE TRIGGER mine INSTEAD OF INSERT ON ledger.{0} FOR EACH ROW EXECUTE FUNCTION ledger.refuse_change()
+    DROP VIEW ledger.{0} CASCADE
 """
 ON_A_FUNCTION = """
     ALTER ROUTINE {0} OWNER TO CURRENT_USER
@@ -167,11 +178,12 @@ _FINGERPRINT_OF_THE_CATALOGUE = """
 """
 
 
-def tables_of(ledger: Any) -> list[tuple[str, str]]:
-    """Every table of the schema, partitions too, and the first of its columns."""
+def tables_of(ledger: Any, kinds: str = "rp") -> list[tuple[str, str]]:
+    """Every table of the schema, partitions too (or every view), and the first of its columns."""
     rows = ledger.admin.execute(
         """SELECT c.relname, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = 1
-           WHERE c.relnamespace = 'ledger'::regnamespace AND c.relkind IN ('r', 'p') ORDER BY 1"""
+           WHERE c.relnamespace = 'ledger'::regnamespace AND position(c.relkind IN %s) > 0 ORDER BY 1""",
+        [kinds],
     )
     return [(name, column) for name, column in rows.fetchall()]
 
@@ -256,6 +268,7 @@ def test_no_role_can_change_a_table_or_what_guards_it(attacked: Any, attacker: C
     tables = tables_of(attacked)
     assert len(tables) > 15
     attacks = [text.format(*table) for table in tables for text in statements(ON_A_TABLE)]
+    attacks += [text.format(*view) for view in tables_of(attacked, "v") for text in statements(ON_A_VIEW)]
     triggers = attacked.admin.execute(
         "SELECT tgname, tgrelid::regclass FROM pg_trigger WHERE NOT tgisinternal"
     )
