@@ -27,9 +27,18 @@ from darktree_billing.statement_json import (
 from darktree_billing.statement_totals import Totals
 from darktree_kit.notes import NoteError, Verifier, open_note, parse_verifier
 from darktree_ledger.checkpoints import Checkpoint, open_checkpoint, trusted_keys
-from darktree_ledger.export_file import BLOCK_BYTES, PARALLEL_FROM_BYTES, Progress, Unreadable
+from darktree_ledger.export_file import PARALLEL_FROM_BYTES, Progress, Unreadable
 from darktree_ledger.merkle import verify_consistency, verify_inclusion
-from darktree_ledger.verification import Chains, Failure, Failures, Span, Standing, checked_spans
+from darktree_ledger.verification import (
+    Chains,
+    Failure,
+    Failures,
+    Span,
+    Standing,
+    checked_spans,
+    lines_of,
+    spans_of,
+)
 
 MAX_TAIL_BYTES = 100_000  # of the last lines, which hold a few hashes and a note
 
@@ -181,26 +190,16 @@ class _Verification:
                 )
 
     def _spans(self, start: int, end: int) -> Iterator[Span]:
-        line = len(SECTIONS) + 3
-        with self._path.open("rb") as file:
-            file.seek(start)
-            while (offset := file.tell()) < end:
-                block = file.read(min(BLOCK_BYTES, end - offset))
-                block += file.readline() if not block.endswith(b"\n") else b""
-                self._sha256.update(block)
-                yield Span(offset, len(block), line)
-                line += block.count(b"\n")
-                self._fold(block)
-                if self._progress is not None:
-                    self._progress(offset + len(block), end)
-
-    def _fold(self, block: bytes) -> None:
+        """Say where the entries' lines are; on the way take their SHA-256, and add them up."""
         assert self._totals is not None
-        for line in block.splitlines():
-            try:
-                self._totals.add(orjson.loads(line.rstrip(b",")))
-            except (KeyError, TypeError, ValueError):
-                continue  # it is told of by who checks the lines
+        with self._path.open("rb") as file:
+            for span in spans_of(self._path, start, end, len(SECTIONS) + 3, self._sha256.update):
+                yield span
+                for line in lines_of(file, span):
+                    with suppress(KeyError, TypeError, ValueError):  # that is told of by who checks the lines
+                        self._totals.add(orjson.loads(line.rstrip(b",\n")))
+                if self._progress is not None:
+                    self._progress(span.offset + span.length, end)
 
     def _check_totals(self) -> None:
         assert self._totals is not None

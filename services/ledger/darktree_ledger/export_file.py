@@ -22,10 +22,9 @@ from darktree_kit.notes import NoteError, Verifier, parse_verifier
 from darktree_ledger.checkpoints import Checkpoint, open_checkpoint, trusted_keys
 from darktree_ledger.merkle import Edge, verify_consistency, verify_inclusion
 from darktree_ledger.receipts import LogKeyView
-from darktree_ledger.verification import Chains, Failure, Failures, Span, checked_spans
+from darktree_ledger.verification import Chains, Failure, Failures, Span, checked_spans, spans_of
 
 FORMAT = "darktree-ledger-export-v1"
-BLOCK_BYTES = 4_000_000
 MAX_END_BYTES = 2_000_000  # of the first and of the last line
 PARALLEL_FROM_BYTES = 20_000_000  # below it, starting processes costs more than they save
 
@@ -185,18 +184,13 @@ class _Verification:
             failures.add(Failure("the file's bytes were altered: nothing that it says is different"))
 
     def _spans(self) -> Iterator[Span]:
-        """Read the lines in between, take their SHA-256, and say where they are."""
-        line = 2
+        """Say where the lines in between are, and take their SHA-256 on the way."""
         with self._path.open("rb") as file:
             self._sha256.update(file.read(self._file.start))
-            while (offset := file.tell()) < self._file.end:
-                block = file.read(min(BLOCK_BYTES, self._file.end - offset))
-                block += file.readline() if not block.endswith(b"\n") else b""
-                self._sha256.update(block)
-                yield Span(offset, len(block), line)
-                line += block.count(b"\n")
-                if self._progress is not None:
-                    self._progress(offset + len(block), self._file.end)
+        for span in spans_of(self._path, self._file.start, self._file.end, 2, self._sha256.update):
+            yield span
+            if self._progress is not None:
+                self._progress(span.offset + span.length, self._file.end)
 
 
 class _Tree:
