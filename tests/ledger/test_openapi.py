@@ -38,6 +38,7 @@ LABELS = [
     "GET /log/checkpoints/{size}",
     "GET /log/tile/{level}/{place}",
     "GET /log/keys",
+    "GET /v1/log/entries",
     "GET /v1/proofs/inclusion",
     "GET /v1/proofs/consistency",
     "GET /v1/proofs/receipt",

@@ -48,7 +48,9 @@ CREATE OR REPLACE FUNCTION ledger.month_balances(wanted date) RETURNS TABLE (
         SELECT t.customer_id, t.month = wanted, t.amount_nanos * x.sign, t.bonus_nanos * x.sign
         FROM known CROSS JOIN LATERAL generate_series(
             least(wanted, coalesce(known.month + interval '1 month',
-                                   (SELECT date_trunc('month', min(e.recorded_at)) FROM entry e))), wanted, '1 month') m
+                                   (SELECT date_trunc('month', min(e.recorded_at)) FROM entry e))),
+            least(wanted, greatest(known.month + interval '1 month', (SELECT max(a.recorded_at) FROM account a))),
+            '1 month') m
         CROSS JOIN LATERAL month_totals(m::date) t
         CROSS JOIN LATERAL (SELECT (t.credit_account = 'customer_credits')::integer
                                    - (t.debit_account = 'customer_credits')::integer AS sign) x
