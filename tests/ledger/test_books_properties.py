@@ -189,6 +189,7 @@ class BooksMachine(RuleBasedStateMachine):
         assert self.ledger.one(placed).outcome == "done"
         customer.holds.append((placed, self.now + timedelta(hours=1)))
         customer.held += placed.prompt_tokens
+        customer.newest = max(customer.newest, self.now)
 
     @rule(name=CUSTOMERS, amount=st.integers(-1_000, 1_000).filter(bool))
     def adjust(self, name: str, amount: int) -> None:

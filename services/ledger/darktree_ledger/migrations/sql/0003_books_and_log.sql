@@ -8,7 +8,7 @@ END $$;
 -- Bonus credits are part of the balance, used before paid ones and never revenue.
 ALTER TABLE ledger.account
     ADD COLUMN bonus_nanos bigint NOT NULL DEFAULT 0,
-    ADD COLUMN recorded_at timestamptz NOT NULL DEFAULT 'epoch',    -- of the newest entry: none is recorded before it
+    ADD COLUMN recorded_at timestamptz NOT NULL DEFAULT 'epoch',    -- its newest change: no entry is recorded before it
     ADD COLUMN next_expiry timestamptz,   -- no open hold expires before: most operations need not look for expired ones
     ADD CONSTRAINT bonus_is_part_of_the_balance CHECK (bonus_nanos >= 0 AND bonus_nanos <= balance_nanos);
 
