@@ -26,7 +26,8 @@ from darktree_billing.pack import (
 )
 from darktree_kit.money import NANOS_PER_CENT, NANOS_PER_DOLLAR
 from darktree_kit.notes import make_signer
-from darktree_ledger.schemas import ClosedMonth, EntryView, MonthBalance, MonthTotal
+from darktree_ledger.books_schemas import ClosedMonth, MonthBalance, MonthTotal
+from darktree_ledger.schemas import EntryView
 
 NOVEMBER = Month(2026, 11)
 MODELS = ("qwen25-14b-awq", "qwen25-32b-awq")

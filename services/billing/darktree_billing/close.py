@@ -27,8 +27,9 @@ from darktree_billing.months import Month
 from darktree_billing.pack import MANIFEST, make_manifest, make_pack, sha256, unpack
 from darktree_kit import clock
 from darktree_kit.notes import Signer
+from darktree_ledger.books_schemas import ClosedMonth, MonthBalance, MonthTotal
 from darktree_ledger.client import LedgerClient
-from darktree_ledger.schemas import ClosedMonth, EntryView, MonthBalance, MonthTotal
+from darktree_ledger.schemas import EntryView
 
 MAX_MONTHS_AHEAD = 36  # that a preview looks through for months that should have been closed
 

@@ -29,7 +29,8 @@ from darktree_billing.journal import (
 )
 from darktree_billing.months import Month
 from darktree_kit.money import NANOS_PER_CENT
-from darktree_ledger.schemas import ClosedMonth, EntryView, MonthBalance, MonthTotal
+from darktree_ledger.books_schemas import ClosedMonth, MonthBalance, MonthTotal
+from darktree_ledger.schemas import EntryView
 
 USAGE_KINDS = ("usage", "absorbed")
 # In which column of the roll-forward a kind of entry stands.

@@ -25,11 +25,12 @@ from darktree_billing.statement_period import Period
 from darktree_billing.statement_totals import Row, Totals
 from darktree_kit.errors import ApiError, Unavailable
 from darktree_kit.notes import split
+from darktree_ledger.books_schemas import AsOf, ClosedMonth
 from darktree_ledger.checkpoints import parse_checkpoint
 from darktree_ledger.client import LedgerClient
 from darktree_ledger.errors import NotInTheLog
 from darktree_ledger.receipts import LogKeyView
-from darktree_ledger.schemas import AsOf, CapChangeView, ClosedMonth
+from darktree_ledger.schemas import CapChangeView
 
 ENTRIES_IN_MEMORY_BYTES = 4_000_000  # more go to a temporary file
 

@@ -14,8 +14,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from darktree_kit.errors import BadRequest, Conflict
 from darktree_ledger import chain
 from darktree_ledger.accounts import must_exist
+from darktree_ledger.books_schemas import (
+    AsOf,
+    ClosedMonth,
+    MonthBalance,
+    MonthTotal,
+    MonthTotals,
+    TrialBalanceRow,
+)
 from darktree_ledger.models import Entry
-from darktree_ledger.schemas import AsOf, ClosedMonth, MonthBalance, MonthTotal, MonthTotals, TrialBalanceRow
 
 ROWS_PER_READ = 2_000
 _REFUSED = "DT001"  # what ledger.close_month raises, with a message for people

@@ -13,15 +13,8 @@ from darktree_kit.db import Database, Session
 from darktree_kit.errors import BadRequest
 from darktree_ledger import books
 from darktree_ledger.accounts import must_exist
-from darktree_ledger.schemas import (
-    AccountId,
-    AsOf,
-    ClosedMonth,
-    EntryView,
-    MonthBalance,
-    MonthTotals,
-    TrialBalanceRow,
-)
+from darktree_ledger.books_schemas import AsOf, ClosedMonth, MonthBalance, MonthTotals, TrialBalanceRow
+from darktree_ledger.schemas import AccountId, EntryView
 
 _JSON_LINES = "application/jsonl"
 

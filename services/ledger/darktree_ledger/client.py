@@ -18,6 +18,7 @@ import orjson
 from darktree_kit.channel import Channel
 from darktree_kit.errors import ApiError, Unreachable
 from darktree_kit.http import InternalClient
+from darktree_ledger.books_schemas import AsOf, ClosedMonth, MonthBalance, MonthTotals, TrialBalanceRow
 from darktree_ledger.errors import NotInTheLog, OperationConflict, UnknownCustomer
 from darktree_ledger.receipts import ConsistencyProof, InclusionProof, LogKeyView, Receipt
 from darktree_ledger.reports import LaneTokens, Reconciliation
@@ -26,18 +27,13 @@ from darktree_ledger.schemas import (
     OPERATIONS,
     RESULTS,
     AccountView,
-    AsOf,
     CapChangeView,
     CheckReport,
-    ClosedMonth,
     DayView,
     EntryPage,
     EntryView,
-    MonthBalance,
-    MonthTotals,
     Operation,
     Result,
-    TrialBalanceRow,
 )
 
 MAX_WAITING_OPERATIONS = 20_000

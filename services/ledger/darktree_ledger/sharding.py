@@ -13,24 +13,20 @@ from datetime import date, datetime
 from typing import TypeVar
 from uuid import UUID
 
+from darktree_ledger.books_schemas import AsOf, ClosedMonth, MonthBalance, MonthTotals, TrialBalanceRow
 from darktree_ledger.client import LedgerClient
 from darktree_ledger.receipts import ConsistencyProof, InclusionProof, LogKeyView, Receipt
 from darktree_ledger.reports import LaneTokens, Reconciliation
 from darktree_ledger.schemas import (
     HOUSE,
     AccountView,
-    AsOf,
     CapChangeView,
     CheckReport,
-    ClosedMonth,
     DayView,
     EntryPage,
     EntryView,
-    MonthBalance,
-    MonthTotals,
     Operation,
     Result,
-    TrialBalanceRow,
 )
 
 SLOTS = 1_024
