@@ -432,7 +432,7 @@ def test_no_sequence_of_bookings_breaks_the_books(
     run_state_machine_as_test(
         BooksMachine,
         settings=settings(
-            max_examples=40,
+            max_examples=30,
             stateful_step_count=40,
             deadline=None,
             print_blob=True,
