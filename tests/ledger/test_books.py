@@ -228,6 +228,20 @@ def test_an_open_month_opens_where_the_open_months_before_it_end(ledger: Any, bu
         assert rows == [("acme", opening, opening, closing, closing)]
 
 
+def test_nothing_is_recorded_in_a_closed_month_whatever_the_clock_says(ledger: Any, build: Any) -> None:
+    ledger.set_clock("timestamptz '2026-11-23 12:00Z'")
+    ledger.customer("acme", cap_tokens=100_000)
+    ledger.set_clock("timestamptz '2026-12-01 00:02Z'")
+    seal_and_sign(ledger)
+    close(ledger, NOVEMBER)
+    ledger.set_clock("timestamptz '2026-11-30 23:59Z'")  # the clock stepped back
+    use(ledger, build, 100)
+    ledger.customer("zeta")
+    assert ledger.value("SELECT count(*) FROM ledger.entry WHERE recorded_at < '2026-12-01Z'") == 1
+    times = ledger.admin.execute("SELECT DISTINCT recorded_at FROM ledger.entry WHERE recorded_at >= '2026-12-01Z'")
+    assert times.fetchall() == [(datetime(2026, 12, 1, tzinfo=UTC),)]
+
+
 def test_what_is_late_for_a_closed_month_belongs_to_the_open_one(ledger: Any, build: Any) -> None:
     ledger.set_clock("timestamptz '2026-11-23 12:00Z'")
     ledger.customer("acme", cap_tokens=100_000)
@@ -247,7 +261,8 @@ def test_what_is_late_for_a_closed_month_belongs_to_the_open_one(ledger: Any, bu
 
     end = datetime(2026, 12, 1, tzinfo=UTC)
     before = totals(NOVEMBER), moved(NOVEMBER), balances(ledger, end)
-    ledger.set_clock("timestamptz '2026-11-30 23:59Z'")  # the clock stepped back
+    ledger.set_clock("timestamptz '2026-11-30 23:59Z'")
+    ledger.admin.execute("UPDATE ledger.account SET recorded_at = 'epoch'")  # as if it had begun before the closing
     use(ledger, build, 100)
     seal_and_sign(ledger)
     assert (totals(NOVEMBER), moved(NOVEMBER), balances(ledger, end)) == before

@@ -48,9 +48,10 @@ DECLARE
 BEGIN
     IF operations @> '[{"op": "open"}]' THEN
         at := clock_now();
-        INSERT INTO account (customer_id, cap_tokens, today, head, opened_by, opened_at)
+        INSERT INTO account (customer_id, cap_tokens, today, head, opened_by, opened_at, recorded_at)
         SELECT DISTINCT ON (x.customer_id) x.customer_id, x.cap_tokens, at::date,
-               sha256(field('darktree-account-v1'::text) || field(x.customer_id)), x.operation_id, at
+               sha256(field('darktree-account-v1'::text) || field(x.customer_id)), x.operation_id, at,
+               coalesce((SELECT month_start((max(c.month) + interval '1 month')::date) FROM closed_month c), 'epoch')
         FROM jsonb_to_recordset(operations) AS x (op text, customer_id text COLLATE "C", cap_tokens bigint,
                                                   operation_id uuid)
         WHERE x.op = 'open' AND NOT EXISTS (SELECT FROM operation p WHERE p.operation_id = x.operation_id)

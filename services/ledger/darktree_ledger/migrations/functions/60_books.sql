@@ -101,6 +101,9 @@ BEGIN
     IF closed.tree_size IS NULL THEN
         RAISE EXCEPTION 'no signed checkpoint covers the month''s entries yet' USING ERRCODE = 'DT001';
     END IF;
+    -- Whatever the clock says from now on, nothing more is recorded in this month. In the order of apply: no deadlock.
+    PERFORM FROM account a WHERE a.recorded_at < ends ORDER BY a.customer_id FOR UPDATE;
+    UPDATE account a SET recorded_at = ends WHERE a.recorded_at < ends;
     INSERT INTO closed_month VALUES (wanted, closed.tree_size, clock_now()) RETURNING * INTO closed;
     INSERT INTO month_balance   -- from here on its totals are those that were fixed above
     SELECT wanted, b.customer_id, b.closing_nanos, b.closing_bonus_nanos FROM month_balances(wanted) b;
