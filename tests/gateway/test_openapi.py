@@ -19,6 +19,9 @@ LABELS = [
     "GET /v1/credits",
     "GET /v1/usage",
     "GET /v1/usage/{request_id}",
+    "GET /v1/ledger/checkpoint",
+    "GET /v1/ledger/consistency",
+    "GET /v1/ledger/keys",
 ]
 EXAMPLES = settings(
     max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
