@@ -238,7 +238,9 @@ def test_nothing_is_recorded_in_a_closed_month_whatever_the_clock_says(ledger: A
     use(ledger, build, 100)
     ledger.customer("zeta")
     assert ledger.value("SELECT count(*) FROM ledger.entry WHERE recorded_at < '2026-12-01Z'") == 1
-    times = ledger.admin.execute("SELECT DISTINCT recorded_at FROM ledger.entry WHERE recorded_at >= '2026-12-01Z'")
+    times = ledger.admin.execute(
+        "SELECT DISTINCT recorded_at FROM ledger.entry WHERE recorded_at >= '2026-12-01Z'"
+    )
     assert times.fetchall() == [(datetime(2026, 12, 1, tzinfo=UTC),)]
 
 
@@ -262,7 +264,8 @@ def test_what_is_late_for_a_closed_month_belongs_to_the_open_one(ledger: Any, bu
     end = datetime(2026, 12, 1, tzinfo=UTC)
     before = totals(NOVEMBER), moved(NOVEMBER), balances(ledger, end)
     ledger.set_clock("timestamptz '2026-11-30 23:59Z'")
-    ledger.admin.execute("UPDATE ledger.account SET recorded_at = 'epoch'")  # as if it had begun before the closing
+    # As if it had begun before the closing.
+    ledger.admin.execute("UPDATE ledger.account SET recorded_at = 'epoch'")
     use(ledger, build, 100)
     seal_and_sign(ledger)
     assert (totals(NOVEMBER), moved(NOVEMBER), balances(ledger, end)) == before
