@@ -26,6 +26,8 @@ LABELS = [
     "GET /admin/customers/{customer_id}/balance",
     "GET /admin/customers/{customer_id}/entries",
     "GET /admin/plans",
+    "GET /admin/customers/{customer_id}/statements/{period}.{format}",
+    "GET /admin/ledger/export",
     "POST /admin/ledger/check",
     "GET /admin/reconciliation",
     "POST /internal/engine-readings",
@@ -60,7 +62,10 @@ def test_every_answer_is_one_that_is_described(
     headers = {"Authorization": f"Bearer {token}"}
     # Plans, cursors, times and amounts have rules that a schema cannot tell; unknown query parameters are ignored.
     excluded = [positive_data_acceptance, *([negative_data_rejection] if label.startswith("GET") else [])]
-    known = {"path_parameters": {"customer_id": CUSTOMER_ID}} if "{customer_id}" in label else {}
+    path = {"customer_id": CUSTOMER_ID} | (
+        {"period": "2026-11", "format": "csv"} if "{period}" in label else {}
+    )
+    known = {"path_parameters": path} if "{customer_id}" in label else {}
 
     @EXAMPLES
     @given(operation.as_strategy(generation_mode=mode) | operation.as_strategy(generation_mode=mode, **known))
