@@ -147,6 +147,7 @@ class Entry(Table, table=True):
     __table_args__ = (
         UniqueConstraint("customer_id", "seq", "recorded_at"),
         Index("entry_not_usage", "customer_id", "seq", postgresql_where=text("kind <> 'usage'")),
+        Index("entry_bonus", "customer_id", "seq", postgresql_where=text("bonus_nanos > 0")),
         Index("entry_recorded", "recorded_at", postgresql_using="brin"),
         {"postgresql_partition_by": "RANGE (recorded_at)"},
     )

@@ -37,3 +37,5 @@ CALL ledger.make_append_only('archive_base');
 
 -- For exports and sums over old times: a range of recorded_at reads only what it must.
 CREATE INDEX entry_recorded ON ledger.entry USING brin (recorded_at);
+-- For a statement's opening: what is left of bonus credits is the sum of what moved them.
+CREATE INDEX entry_bonus ON ledger.entry (customer_id, seq) WHERE bonus_nanos > 0;
