@@ -238,6 +238,8 @@ def attacked(shared_ledger: Any, build: Any) -> Any:
     shared_ledger.runtime.execute("SELECT ledger.close_month('2026-10-01'), ledger.close_month('2026-11-01')")
     shared_ledger.admin.execute("SELECT ledger.archive_month('2026-10-01', 1, sha256('file'))")
     shared_ledger.set_clock("timestamptz '2026-11-30 12:00Z'")
+    # As if it had begun before the closing: late for its month.
+    shared_ledger.admin.execute("UPDATE ledger.account SET recorded_at = 'epoch'")
     shared_ledger.one(build.grant("acme", 1))
     shared_ledger.admin.execute("SELECT ledger.seal(10)")
     filled = [name for name, _ in tables_of(shared_ledger) if not name.startswith("entry_")]
