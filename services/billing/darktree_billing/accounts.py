@@ -65,14 +65,14 @@ async def grant(ledger: LedgerClient, customer_id: str, body: GrantCredits) -> G
     )
 
 
-async def change_cap(ledger: LedgerClient, customer_id: str, body: SetCap) -> None:
+async def change_cap(ledger: LedgerClient, customer_id: str, body: SetCap, actor: str = ACTOR) -> None:
     """Set the daily cap. Raises OperationConflict for a reused id."""
     operation = ChangeCap(
         operation_id=body.operation_id or ids.uuid7(),
         customer_id=customer_id,
         cap_tokens=body.cap_tokens,
         reason=body.reason,
-        actor=ACTOR,
+        actor=actor,
     )
     await _apply(ledger, operation)
 

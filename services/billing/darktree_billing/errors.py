@@ -3,14 +3,18 @@
 ApiError
 ├── BadRequest
 │   ├── UnknownPlan      400 unknown_plan, `param` plan
+│   ├── UnknownModel     400 unknown_model, `param` model
 │   └── UnreadableReport 400 unreadable_report, the message names the row and the field
 ├── NotFound
 │   ├── UnknownCustomer  404 unknown_customer
 │   ├── UnknownKey       404 unknown_key
+│   ├── UnknownRequest   404 unknown_request
 │   └── NotClosed        404 month_not_closed
 └── Conflict
     ├── CustomerExists   409 customer_exists, `param` names the field that differs
     ├── TooManyKeys      409 too_many_keys
+    ├── TooManyOpen      409 too_many_open_requests
+    ├── RequestDecided   409 request_decided
     ├── NotClosable      409 month_not_closable, the message says why
     └── BalanceTransactionDiffers  409 balance_transaction_differs, `param` names the field
 """
@@ -23,6 +27,13 @@ class UnknownPlan(BadRequest):
 
     def __init__(self, plan: str, known: list[str]) -> None:
         super().__init__(f"There is no plan {plan!r}; the plans are {', '.join(known)}.", param="plan")
+
+
+class UnknownModel(BadRequest):
+    code = "unknown_model"
+
+    def __init__(self, model: str, known: list[str]) -> None:
+        super().__init__(f"There is no model {model!r}; the models are {', '.join(known)}.", param="model")
 
 
 class UnknownCustomer(NotFound):
@@ -39,6 +50,13 @@ class UnknownKey(NotFound):
         super().__init__(f"There is no key {key_id} that may be used.", param="key_id")
 
 
+class UnknownRequest(NotFound):
+    code = "unknown_request"
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"There is no request {request_id}.", param="request_id")
+
+
 class CustomerExists(Conflict):
     code = "customer_exists"
 
@@ -51,6 +69,20 @@ class TooManyKeys(Conflict):
 
     def __init__(self, customer_id: str, limit: int) -> None:
         super().__init__(f"Customer {customer_id} has {limit} keys in use already; revoke one first.")
+
+
+class TooManyOpen(Conflict):
+    code = "too_many_open_requests"
+
+    def __init__(self, customer_id: str, limit: int) -> None:
+        super().__init__(f"Customer {customer_id} has {limit} open already: the team answers that first.")
+
+
+class RequestDecided(Conflict):
+    code = "request_decided"
+
+    def __init__(self, request_id: str, state: str) -> None:
+        super().__init__(f"Request {request_id} was decided before: {state}.")
 
 
 class UnreadableReport(BadRequest):
