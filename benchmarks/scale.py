@@ -9,6 +9,7 @@ go on; hashes are not those of a chain, which no plan depends on. What is read a
 import argparse
 import asyncio
 import hashlib
+import re
 import statistics
 import sys
 import time
@@ -32,6 +33,7 @@ from darktree_ledger import accounts, books, invariants, log, reconciliation
 MONTHS = 12
 UNSEALED = 1_000
 TRANSACTIONS = 5_000
+PLANS_SHOWN = 8  # of a path that sends many statements, alike but for their customers
 CUSTOMER = "c-000007"
 NOW = "timestamptz '2026-11-23 12:00Z'"
 FIRST_MONTH = date(2025, 12, 1)
@@ -313,9 +315,32 @@ def report(url: str, rows: list[Measured], filled: float, closed: list[float]) -
         )
     for row in rows:
         lines += ["", f"## {row.name}", ""]
-        for plan in row.plans:
-            lines += ["```", plan, "```"]
+        for plan in row.plans[:PLANS_SHOWN]:
+            lines += ["```", shortened(plan), "```"]
     return "\n".join(lines) + "\n"
+
+
+def shortened(plan: str) -> str:
+    """Return a plan in which months that are read alike stand once."""
+    kept: list[str] = []
+    last, more, inside = "", 0, -1
+    for line in [*plan.splitlines(), ""]:
+        depth = len(line) - len(line.lstrip())
+        if 0 <= inside < depth:
+            continue  # belongs to a month that is left out
+        inside = -1
+        month = re.match(r"\s*->  (.+?) on (?:archived_)?entry_\d{4}_\d\d ", line)
+        way = f"{depth} {re.sub(r'[_0-9]+', '', month[1])}" if month else ""
+        if month and way == last:
+            more, inside = more + 1, depth
+            continue
+        if more and (month or depth <= int(last.split()[0])):
+            kept.append(f"{' ' * int(last.split()[0])}... and {more} months more, alike")
+            more = 0
+        if month or (last and depth <= int(last.split()[0])):
+            last = way
+        kept.append(line)
+    return "\n".join(kept).rstrip()
 
 
 def walk(url: str, entries: int, customers: int) -> str:
