@@ -12,7 +12,11 @@ from darktree_cli.output import Output, OutputOption, Row, dollars, show
 def command(output: OutputOption = Output.TABLE, data_dir: DataDirOption = None) -> None:
     """Hold the ledger against everything that it can be held against; exit code 1 when something does not agree."""
     report = administer(data_dir, lambda admin: admin.reconciliation())
-    note = "\nAll of it agrees." if report.agrees else "\nSomething does not agree: see docs/runbooks.md."
+    note = (
+        "\nAll that could be compared agrees."
+        if report.agrees
+        else "\nSomething does not agree: see docs/runbooks.md."
+    )
     show(output, report, ("what", "state", "detail"), list(_rows(report)), note)
     if not report.agrees:
         raise typer.Exit(1)
