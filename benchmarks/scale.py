@@ -181,6 +181,9 @@ def paths(each: int, entries: int) -> dict[str, Callable[[AsyncSession], Awaitab
         ),
         "changes of the cap": lambda session: accounts.cap_changes(session, CUSTOMER),
         "what a request was charged": of_request,
+        "open holds, first page": lambda session: accounts.open_holds(
+            session, customer_id=None, limit=100, after=None
+        ),
         "statement: a month's entries": lambda session: exported(session, start, end),
         "statement: a year's entries": lambda session: exported(
             session, datetime(2025, 12, 1, tzinfo=UTC), now

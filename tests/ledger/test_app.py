@@ -205,6 +205,29 @@ async def test_the_entry_of_a_request_is_found_by_its_hold(
     assert await gateway.entry_of_hold("other", placed.hold_id) == []
 
 
+async def test_open_holds_are_listed_by_customer_and_age_in_pages_until_they_are_resolved(
+    gateway: LedgerClient, billing: LedgerClient, build: Any
+) -> None:
+    await billing.apply(build.open("beta", 1_000))
+    for customer_id in ("acme", "beta"):
+        await billing.apply(build.grant(customer_id, build.dollar))
+    placed = [build.hold(customer_id, 10, 20) for customer_id in ("beta", "acme", "acme", "acme")]
+    for hold in placed:
+        await gateway.apply(hold)
+    await gateway.apply(Void(hold_id=placed[2].hold_id, customer_id="acme"))
+    first = await billing.open_holds(limit=2)
+    second = await billing.open_holds(limit=2, after=first.next)
+    listed = [hold.hold_id for page in (first, second) for hold in page.data]
+    assert listed == [*sorted([placed[1].hold_id, placed[3].hold_id]), placed[0].hold_id]
+    assert second.next is None
+    assert (first.data[0].amount_nanos, first.data[0].lane) == (30 * build.price_nanos, "standard")
+    [only] = (await billing.open_holds(customer_id="beta")).data
+    assert only.hold_id == placed[0].hold_id
+    with pytest.raises(ApiError) as refused:
+        await gateway.open_holds()
+    assert refused.value.answer_status == 403
+
+
 async def test_days_and_cap_changes_are_read_back(
     gateway: LedgerClient, billing: LedgerClient, build: Any
 ) -> None:
@@ -229,6 +252,9 @@ async def test_days_and_cap_changes_are_read_back(
         ("/v1/accounts/acme/days?first=2026-02-01&last=2026-01-01", "last"),
         ("/v1/accounts/acme/days?first=2020-01-01&last=2026-01-01", "last"),
         ("/v1/accounts/ACME", "customer_id"),
+        (f"/v1/holds?limit={MAX_PAGE + 1}", "limit"),
+        ("/v1/holds?after=acme.nonsense", "after"),
+        ("/v1/holds?customer_id=ACME", "customer_id"),
         ("/v1/accounts/acme/holds/nonsense/entries", "hold_id"),
     ],
 )

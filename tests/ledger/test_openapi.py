@@ -24,6 +24,7 @@ LABELS = [
     "GET /v1/accounts/{customer_id}",
     "GET /v1/accounts/{customer_id}/entries",
     "GET /v1/accounts/{customer_id}/holds/{hold_id}/entries",
+    "GET /v1/holds",
     "GET /v1/accounts/{customer_id}/days",
     "GET /v1/accounts/{customer_id}/cap-changes",
     "GET /v1/accounts/{customer_id}/export",

@@ -3,6 +3,7 @@
 import inspect
 from collections import Counter
 from datetime import UTC, date, datetime
+from uuid import UUID
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from darktree_ledger.books_schemas import ClosedMonth, TrialBalanceRow
 from darktree_ledger.client import LedgerClient
-from darktree_ledger.schemas import HOUSE
+from darktree_ledger.schemas import HOUSE, HoldPage, HoldView
 from darktree_ledger.sharding import SLOTS, ShardedLedger, connect, shard_of, slot_of
 
 CUSTOMER_IDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
@@ -84,3 +85,41 @@ async def test_the_books_of_several_ledgers_are_merged() -> None:
     closed = await both.close_month(date(2026, 11, 1))
     assert (closed.tree_size, closed.checkpoint) == (6, "note\n\nnote\n")
     assert closed.root not in ("aa" * 32, "bb" * 32)
+
+
+class Holds(LedgerClient):
+    """A ledger of which only the open holds are asked."""
+
+    def __init__(self, *customer_ids: str) -> None:
+        at = datetime(2026, 12, 1, tzinfo=UTC)
+        amounts = {"prompt_tokens": 1, "completion_tokens": 1, "amount_nanos": 2, "usage_day": at.date()}
+        names = {"key_id": "k", "model": "m", "lane": "l", "placed_at": at, "expires_at": at}
+        self._holds = [
+            HoldView.model_validate(
+                amounts | names | {"hold_id": UUID(int=number), "customer_id": customer_id}
+            )
+            for number, customer_id in enumerate(sorted(customer_ids))
+        ]
+
+    async def open_holds(
+        self, *, customer_id: str | None = None, limit: int = 100, after: str | None = None
+    ) -> HoldPage:
+        later = [
+            hold for hold in self._holds if after is None or f"{hold.customer_id}.{hold.hold_id}" > after
+        ]
+        return HoldPage.of(later[: limit + 1], limit)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 5, 100])
+async def test_pages_of_the_open_holds_of_several_ledgers_leave_nothing_out_and_repeat_nothing(
+    limit: int,
+) -> None:
+    several = ShardedLedger([Holds("a", "d", "e"), Holds(), Holds("b", "c")])
+    seen, after = "", None
+    for _ in range(10):
+        page = await several.open_holds(limit=limit, after=after)
+        seen += "".join(hold.customer_id for hold in page.data)
+        after = page.next
+        if after is None:
+            break
+    assert seen == "abcde"

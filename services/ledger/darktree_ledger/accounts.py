@@ -4,14 +4,22 @@ from collections.abc import Sequence
 from datetime import date
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from darktree_kit.errors import BadRequest
 from darktree_ledger.errors import UnknownCustomer
 from darktree_ledger.models import Account, CapChange, DayUsage, Entry, Hold
-from darktree_ledger.schemas import AccountView, CapChangeView, DayView, EntryPage, EntryView
+from darktree_ledger.schemas import (
+    AccountView,
+    CapChangeView,
+    DayView,
+    EntryPage,
+    EntryView,
+    HoldPage,
+    HoldView,
+)
 
 MAX_DAYS = 366
 MAX_CAP_CHANGES = 1_000
@@ -85,6 +93,22 @@ async def entries_of_hold(session: AsyncSession, customer_id: str, hold_id: UUID
     return [view(row) for row in rows]
 
 
+async def open_holds(
+    session: AsyncSession, *, customer_id: str | None, limit: int, after: str | None
+) -> HoldPage:
+    """Return a page of what running requests hold, everybody's or one customer's, by customer and age."""
+    place = tuple_(col(Hold.customer_id), col(Hold.hold_id))
+    query = select(Hold).where(col(Hold.state) == "open", col(Hold.expires_at) > func.ledger.clock_now())
+    if customer_id is not None:
+        await must_exist(session, customer_id)
+        query = query.where(col(Hold.customer_id) == customer_id)
+    if after is not None:
+        last_customer, last_hold = _hold_cursor(after)
+        query = query.where(col(Hold.customer_id) >= last_customer, place > (last_customer, last_hold))
+    rows = (await session.scalars(query.order_by(place).limit(limit + 1))).all()
+    return HoldPage.of([HoldView.model_validate(row, from_attributes=True) for row in rows], limit)
+
+
 async def days(session: AsyncSession, customer_id: str, first: date, last: date) -> list[DayView]:
     """Return the days that have anything to tell, oldest first; both ends are included."""
     await must_exist(session, customer_id)
@@ -120,6 +144,17 @@ def _cursor(after: str) -> int:
     if not (after.isascii() and after.isdigit() and len(after) <= 18):
         raise BadRequest("after must be the `next` of an earlier page.", param="after", code="invalid_value")
     return int(after)
+
+
+def _hold_cursor(after: str) -> tuple[str, UUID]:
+    customer_id, _, hold_id = after.rpartition(".")
+    try:
+        if not customer_id:
+            raise ValueError(after)
+        return customer_id, UUID(hold_id)
+    except ValueError as error:
+        message = "after must be the `next` of an earlier page."
+        raise BadRequest(message, param="after", code="invalid_value") from error
 
 
 def view(row: Entry) -> EntryView:

@@ -29,6 +29,7 @@ from darktree_ledger import (
 from darktree_ledger.batches import Batches
 from darktree_ledger.reconciliation import Patrol
 from darktree_ledger.schemas import (
+    CUSTOMER_ID_PATTERN,
     MAX_PAGE,
     AccountId,
     AccountView,
@@ -37,6 +38,7 @@ from darktree_ledger.schemas import (
     DayView,
     EntryPage,
     EntryView,
+    HoldPage,
     Kind,
     Show,
 )
@@ -120,6 +122,17 @@ async def read_entries_of_hold(
     customer_id: _CustomerId, hold_id: UUID, session: Session, _: _Caller
 ) -> list[EntryView]:
     return await accounts.entries_of_hold(session, customer_id, hold_id)
+
+
+@router.get("/holds", summary="List what running requests hold")
+async def read_open_holds(
+    session: Session,
+    _: Annotated[str, Depends(require("billing"))],
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
+    after: Annotated[str | None, Query(max_length=128, pattern=r"^[!-~]+$")] = None,
+    customer_id: Annotated[str | None, Query(pattern=CUSTOMER_ID_PATTERN)] = None,
+) -> HoldPage:
+    return await accounts.open_holds(session, customer_id=customer_id, limit=limit, after=after)
 
 
 @router.get("/accounts/{customer_id}/days")

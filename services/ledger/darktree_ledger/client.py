@@ -32,6 +32,7 @@ from darktree_ledger.schemas import (
     DayView,
     EntryPage,
     EntryView,
+    HoldPage,
     Operation,
     Result,
 )
@@ -117,6 +118,14 @@ class LedgerClient:
         """Return the entries that settled one hold (a usage, an absorbed part, or both); empty when there is none."""
         path = f"/v1/accounts/{customer_id}/holds/{hold_id}/entries"
         return [EntryView.model_validate(row) for row in orjson.loads(await self._http.call("GET", path))]
+
+    async def open_holds(
+        self, *, customer_id: str | None = None, limit: int = 100, after: str | None = None
+    ) -> HoldPage:
+        """Return one page of what running requests hold, by customer and age; `after` is `next` of the page before."""
+        params = {"limit": str(limit), "after": after, "customer_id": customer_id}
+        told = {name: value for name, value in params.items() if value is not None}
+        return HoldPage.model_validate_json(await self._http.call("GET", "/v1/holds", params=told))
 
     async def days(self, customer_id: str, first: date, last: date) -> list[DayView]:
         path = f"/v1/accounts/{customer_id}/days"

@@ -25,6 +25,7 @@ from darktree_ledger.schemas import (
     DayView,
     EntryPage,
     EntryView,
+    HoldPage,
     Operation,
     Result,
 )
@@ -102,6 +103,20 @@ class ShardedLedger(LedgerClient):
 
     async def entry_of_hold(self, customer_id: str, hold_id: UUID) -> list[EntryView]:
         return await self.of(customer_id).entry_of_hold(customer_id, hold_id)
+
+    async def open_holds(
+        self, *, customer_id: str | None = None, limit: int = 100, after: str | None = None
+    ) -> HoldPage:
+        if customer_id is not None:
+            return await self.of(customer_id).open_holds(customer_id=customer_id, limit=limit, after=after)
+        pages = await self._every(lambda shard: shard.open_holds(limit=limit, after=after))
+        holds = sorted(
+            _joined([page.data for page in pages]), key=lambda hold: (hold.customer_id, hold.hold_id)
+        )
+        merged = HoldPage.of(holds, limit)
+        if merged.next is None and any(page.next for page in pages):  # one shard has just as many, and more
+            return HoldPage.of([*holds, holds[-1]], limit)
+        return merged
 
     async def days(self, customer_id: str, first: date, last: date) -> list[DayView]:
         return await self.of(customer_id).days(customer_id, first, last)
