@@ -31,13 +31,16 @@ class EngineImages(Section):
 
     default_version: str
     by_version: dict[str, str]
+    command: tuple[str, ...] = ()
+    """What starts the engine, where it is not what the upstream image has."""
 
 
 class AcceleratorClass(Section):
     """What a class of accelerators is in this cluster."""
 
     memory_gib: int = Field(ge=1, alias="memoryGiB")
-    resource: str = "nvidia.com/gpu"
+    resource: str | None = "nvidia.com/gpu"
+    """The extended resource that a pod asks for; none for engines on the node's own processor."""
     node_selector: dict[str, str] = {}
     tolerations: tuple[dict[str, Any], ...] = ()
     runtime_class_name: str | None = None

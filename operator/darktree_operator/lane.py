@@ -233,11 +233,6 @@ class LaneSpec(Part):
             return max(self.autoscaling.max_replicas, *scheduled, 0)
         return 1 if self.replicas is None else self.replicas
 
-    @property
-    def gpus_per_replica(self) -> int:
-        """GPUs of one pod; a simulated engine takes those that its lane asks for, and none otherwise."""
-        return 0 if self.accelerator is None else self.accelerator.count
-
 
 class Lane(BaseModel):
     """One InferenceLane."""
