@@ -15,6 +15,7 @@ from sqlmodel import SQLModel
 
 import darktree_billing
 from darktree_billing.models import ApiKey, BalanceRow, BookedMonth, Customer
+from darktree_billing.payment_models import CursorRow, EventRow, FreezeRow, OrderRow, ReversalRow
 from darktree_kit import migrate
 
 
@@ -44,6 +45,17 @@ FILL = {
 }
 FILL["0002"] = FILL["0001"]
 FILL["0003"] = FILL["0002"]
+FILL["0004"] = FILL["0003"]
+FILL["0005"] = (
+    FILL["0004"]
+    + """
+    INSERT INTO billing.payment_order (id, customer_id, plan, plan_name, price_cents, credit_nanos, cap_tokens, created_by)
+    VALUES ('ord_1', 'old', 'solo', 'Solo', 5000, 50000000000, 2000, 'test');
+    INSERT INTO billing.payment_reversal (id, kind, order_id, customer_id, amount_cents, status, created_at)
+    VALUES ('re_1', 'refund', 'ord_1', 'old', 5000, 'pending', now());
+    INSERT INTO billing.stripe_event (id, type, created_at, source, payload) VALUES ('evt_1', 'x', now(), 'poll', '{}');
+"""
+)
 
 
 def test_every_earlier_revision_has_a_filling_here() -> None:
@@ -125,7 +137,8 @@ def test_an_administrator_who_is_no_superuser_can_migrate(empty_database: Callab
 def test_the_models_say_what_the_migrations_made(make_database: Callable[[], Database]) -> None:
     database = make_database()
     metadata: MetaData = SQLModel.metadata
-    for model in (Customer, ApiKey, BalanceRow, BookedMonth):
+    payments = (FreezeRow, OrderRow, ReversalRow, EventRow, CursorRow)
+    for model in (Customer, ApiKey, BalanceRow, BookedMonth, *payments):
         table = metadata.tables[f"billing.{model.__tablename__}"]
         made = _query(
             database,

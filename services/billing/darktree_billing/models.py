@@ -19,12 +19,16 @@ class Customer(SQLModel, table=True):
     id: str = Field(primary_key=True, sa_type=Text)
     name: str = Field(sa_type=Text)
     email: str | None = Field(sa_type=Text)
-    plan: str = Field(sa_type=Text)
+    plan: str | None = Field(sa_type=Text)
     created_at: datetime = Field(
         default=None,
         sa_type=DateTime(timezone=True),
         sa_column_kwargs={"server_default": func.clock_timestamp()},
     )
+    # A frozen customer's keys are refused; why, and by whom (freezes.py).
+    frozen_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
+    frozen_by: str | None = Field(default=None, sa_type=Text)
+    frozen_reason: str | None = Field(default=None, sa_type=Text)
 
 
 class ApiKey(SQLModel, table=True):
