@@ -3,8 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from darktree_billing.errors import ExceedsBalance
 from darktree_billing.schemas import (
     MAX_CAP_CHANGES_SHOWN,
+    AdjustCredits,
+    AdjustmentView,
     CapChange,
     CapView,
     GrantCredits,
@@ -17,10 +20,12 @@ from darktree_ledger.client import LedgerClient
 from darktree_ledger.errors import OperationConflict
 from darktree_ledger.schemas import (
     AccountView,
+    Adjust,
     ChangeCap,
     CheckReport,
     EntryPage,
     Grant,
+    HoldPage,
     OpenAccount,
     Operation,
     Post,
@@ -41,7 +46,7 @@ async def open_account(ledger: LedgerClient, customer_id: str, cap_tokens: int) 
         await change_cap(ledger, customer_id, body)
 
 
-async def grant(ledger: LedgerClient, customer_id: str, body: GrantCredits) -> GrantView:
+async def grant(ledger: LedgerClient, customer_id: str, body: GrantCredits, actor: str = ACTOR) -> GrantView:
     """Give credits. Raises BadRequest for an amount that is none, OperationConflict for a reused id."""
     grant_id = body.grant_id or ids.uuid7()
     operation = Grant(
@@ -50,13 +55,38 @@ async def grant(ledger: LedgerClient, customer_id: str, body: GrantCredits) -> G
         amount_nanos=_amount_nanos(body.dollars),
         source="bonus",
         reason=body.reason,
-        actor=ACTOR,
+        actor=actor,
     )
     result = await _apply(ledger, operation, names={"amount_nanos": "dollars"})
     assert result.entry_id is not None
     assert result.balance_nanos is not None
     return GrantView(
         grant_id=grant_id,
+        customer_id=customer_id,
+        entry_id=result.entry_id,
+        amount_nanos=operation.amount_nanos,
+        balance_nanos=result.balance_nanos,
+        replayed=result.replayed,
+    )
+
+
+async def adjust(
+    ledger: LedgerClient, customer_id: str, body: AdjustCredits, actor: str = ACTOR
+) -> AdjustmentView:
+    """Correct a balance, up or down. Raises BadRequest, ExceedsBalance, and OperationConflict for a reused id."""
+    adjustment_id = body.adjustment_id or ids.uuid7()
+    operation = Adjust(
+        operation_id=adjustment_id,
+        customer_id=customer_id,
+        amount_nanos=_signed_nanos(body.dollars),
+        reason=body.reason,
+        actor=actor,
+    )
+    result = await _apply(ledger, operation, names={"amount_nanos": "dollars"})
+    assert result.entry_id is not None
+    assert result.balance_nanos is not None
+    return AdjustmentView(
+        adjustment_id=adjustment_id,
         customer_id=customer_id,
         entry_id=result.entry_id,
         amount_nanos=operation.amount_nanos,
@@ -119,6 +149,14 @@ async def entries(
         return await ledger.entries(customer_id, limit=limit, after=after, kind=kind)
 
 
+async def open_holds(
+    ledger: LedgerClient, customer_id: str | None, limit: int, after: str | None
+) -> HoldPage:
+    """Return a page of what running requests hold: everybody's, or one customer's."""
+    with ledger_refusals():
+        return await ledger.open_holds(customer_id=customer_id, limit=limit, after=after)
+
+
 async def check(ledger: LedgerClient) -> CheckReport:
     with ledger_refusals():
         return await ledger.check()
@@ -147,15 +185,24 @@ async def _apply(ledger: LedgerClient, operation: Operation, names: dict[str, st
         raise BadRequest(
             "The ledger cannot apply this: a balance would be out of range.", code="out_of_range"
         )
+    if result.reason == "balance":
+        raise ExceedsBalance(operation.customer_id)
     if result.outcome != "done":
         raise Unavailable(f"The ledger refused the operation: {result.reason}.")
     return result
 
 
 def _amount_nanos(dollars: str) -> int:
+    amount = _signed_nanos(dollars)
+    if amount < 0:
+        raise BadRequest("dollars: must be more than nothing", param="dollars", code="invalid_value")
+    return amount
+
+
+def _signed_nanos(dollars: str) -> int:
     try:
         amount = money.parse_dollars(dollars)
-        if amount <= 0:
+        if amount == 0:
             raise ValueError("must be more than nothing")
     except ValueError as error:
         raise BadRequest(f"dollars: {error}", param="dollars", code="invalid_value") from error

@@ -12,6 +12,8 @@ from darktree_billing.reconciliation_schemas import ReconciliationReport
 from darktree_billing.schemas import (
     DEFAULT_PAGE,
     MAX_PAGE,
+    AdjustCredits,
+    AdjustmentView,
     CapView,
     Catalog,
     CreateCustomer,
@@ -30,7 +32,7 @@ from darktree_billing.state import TheLedger, ThePeppers, ThePlansFile
 from darktree_kit.auth import require
 from darktree_kit.db import Session
 from darktree_kit.openapi import refusals
-from darktree_ledger.schemas import CUSTOMER_ID_PATTERN, AccountView, CheckReport, EntryPage
+from darktree_ledger.schemas import CUSTOMER_ID_PATTERN, AccountView, CheckReport, EntryPage, HoldPage
 
 CustomerIdInPath = Annotated[str, Path(pattern=CUSTOMER_ID_PATTERN)]
 KeyIdInPath = Annotated[str, Path(pattern=KEY_ID_PATTERN)]
@@ -124,6 +126,26 @@ async def grant(
     """Give credits. With a `grant_id`, repeating it gives nothing more."""
     await customers.find_customer(session, customer_id)
     return await accounts.grant(ledger, customer_id, body)
+
+
+@router.post("/customers/{customer_id}/adjustments", responses=refusals(400, 404, 409))
+async def adjust(
+    customer_id: CustomerIdInPath, body: AdjustCredits, session: Session, ledger: TheLedger
+) -> AdjustmentView:
+    """Correct a balance, up or down. With an `adjustment_id`, repeating it changes nothing more."""
+    await customers.find_customer(session, customer_id)
+    return await accounts.adjust(ledger, customer_id, body)
+
+
+@router.get("/holds", responses=refusals(400, 404))
+async def holds(
+    ledger: TheLedger,
+    limit: Limit = DEFAULT_PAGE,
+    after: After = None,
+    customer_id: Annotated[str | None, Query(pattern=CUSTOMER_ID_PATTERN)] = None,
+) -> HoldPage:
+    """List what running requests hold, by customer and age."""
+    return await accounts.open_holds(ledger, customer_id, limit, after)
 
 
 @router.get("/customers/{customer_id}/balance", responses=refusals(400, 404))

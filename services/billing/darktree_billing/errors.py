@@ -13,8 +13,10 @@ ApiError
 └── Conflict
     ├── CustomerExists   409 customer_exists, `param` names the field that differs
     ├── TooManyKeys      409 too_many_keys
+    ├── ExceedsBalance   409 exceeds_balance
     ├── TooManyOpen      409 too_many_open_requests
     ├── RequestDecided   409 request_decided
+    ├── NoDedicatedLane  409 no_dedicated_lane
     ├── NotClosable      409 month_not_closable, the message says why
     └── BalanceTransactionDiffers  409 balance_transaction_differs, `param` names the field
 """
@@ -71,6 +73,15 @@ class TooManyKeys(Conflict):
         super().__init__(f"Customer {customer_id} has {limit} keys in use already; revoke one first.")
 
 
+class ExceedsBalance(Conflict):
+    code = "exceeds_balance"
+
+    def __init__(self, customer_id: str) -> None:
+        super().__init__(
+            f"Customer {customer_id} has less than that which running requests do not hold.", param="dollars"
+        )
+
+
 class TooManyOpen(Conflict):
     code = "too_many_open_requests"
 
@@ -83,6 +94,16 @@ class RequestDecided(Conflict):
 
     def __init__(self, request_id: str, state: str) -> None:
         super().__init__(f"Request {request_id} was decided before: {state}.")
+
+
+class NoDedicatedLane(Conflict):
+    code = "no_dedicated_lane"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"The plans file has no `dedicated_lane` for {model!r}: it says what such a lane is made of.",
+            param="model",
+        )
 
 
 class UnreadableReport(BadRequest):

@@ -4,12 +4,13 @@ A mistake in the file is an error that names its place and what to do. `PlansFil
 billing runs; a broken file changes nothing, so that a typo cannot stop customers who already work.
 """
 
+import json
 import logging
 from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from darktree_billing.schemas import BundleView, Catalog, ModelView, PlanView
 from darktree_billing.yaml_document import MAX_FILE_BYTES, parse_document
@@ -69,6 +70,27 @@ class Plan(_Part):
     default_cap_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 
 
+class DedicatedLane(_Part):
+    """What a lane for one customer is made of: the parts of an InferenceLane's spec that do not depend on whose."""
+
+    tokens_per_second: Annotated[int, Field(ge=1, le=1_000_000)]
+    """What one replica serves while it is busy with many requests at once."""
+    spec: dict[str, Any]
+
+    @field_validator("spec")
+    @classmethod
+    def _is_a_spec(cls, spec: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(spec.get("model", {}), dict):
+            raise ValueError("model: write a mapping, such as source: hf://...")
+        if given := {"tier", "customerRef", "replicas"} & spec.keys():
+            raise ValueError(f"{min(given)} follows from the request; remove it")
+        try:
+            json.dumps(spec)
+        except TypeError as error:
+            raise ValueError(f"write it as JSON could be: {error}") from error
+        return spec
+
+
 class Model(_Part):
     """A model that is sold, and its two prices in nano-dollars a token."""
 
@@ -78,6 +100,7 @@ class Model(_Part):
     completion_price_nanos: TokenPrice = Field(alias="completion_price_per_thousand")
     default_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)]
     released: date
+    dedicated_lane: DedicatedLane | None = None
 
     @property
     def dearest_price_nanos(self) -> int:
@@ -102,6 +125,10 @@ class Plans(_Part):
 
     def plan(self, plan_id: str) -> Plan | None:
         return next((plan for plan in self.plans if plan.id == plan_id), None)
+
+    def dedicated_models(self) -> list[Model]:
+        """Return the models of which a customer can have a lane alone."""
+        return [model for model in self.models if model.dedicated_lane is not None]
 
     def catalog(self) -> Catalog:
         """Return plans and models as they go over the wire."""

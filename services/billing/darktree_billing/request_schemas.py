@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from darktree_ledger.schemas import MAX_TOKENS, Text, Tokens
 
-MAX_LANE_TOKENS_PER_DAY = 10**12
+MAX_LANE_TOKENS_PER_DAY = 10**10
 MIN_FIRST_TOKEN_MILLISECONDS = 10
 MAX_FIRST_TOKEN_MILLISECONDS = 600_000
 CAP_REQUEST_ID_PATTERN = r"^capreq_[0-9a-f]{32}$"

@@ -116,8 +116,9 @@ async def ask_lane(
     session: AsyncSession, plans: Plans, customer_id: str, body: AskLane, by: str
 ) -> LaneRequestView:
     """Ask for a dedicated lane. Raises UnknownCustomer, UnknownModel, and TooManyOpen while enough are open."""
-    if body.model not in {model.id for model in plans.models}:
-        raise UnknownModel(body.model, [model.id for model in plans.models])
+    offered = [model.id for model in plans.dedicated_models()]
+    if body.model not in offered:
+        raise UnknownModel(body.model, offered)
     await _room_for_one(session, LaneRequestRow, customer_id, MAX_OPEN_LANE_REQUESTS)
     row = LaneRequestRow(
         id=f"lanereq_{ids.uuid7().hex}",

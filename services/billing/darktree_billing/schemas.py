@@ -90,7 +90,9 @@ class CustomerView(BaseModel):
     id: str
     name: str
     email: str | None
-    plan: str
+    plan: str | None = Field(
+        description="Null until the first purchase of someone who signed up in the console."
+    )
     created_at: datetime
 
 
@@ -154,6 +156,25 @@ class GrantCredits(_Body):
 
 class GrantView(BaseModel):
     grant_id: UUID
+    customer_id: str
+    entry_id: UUID
+    amount_nanos: int
+    balance_nanos: int
+    replayed: bool
+
+
+class AdjustCredits(_Body):
+    """Correct a balance, up or down. `adjustment_id` makes a repetition harmless; without one each call is new."""
+
+    dollars: str = Field(
+        max_length=32, description="A decimal number of dollars, such as 12.50, or -12.50 to take."
+    )
+    reason: Text
+    adjustment_id: UUID | None = Field(None, description="A UUID made by the caller.")
+
+
+class AdjustmentView(BaseModel):
+    adjustment_id: UUID
     customer_id: str
     entry_id: UUID
     amount_nanos: int
