@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import psycopg
 import pytest
@@ -18,6 +19,9 @@ from starlette.types import ASGIApp
 from darktree_kit import migrate, server
 from darktree_ledger.app import make_app as make_ledger_app
 from darktree_ledger.settings import Settings as LedgerSettings
+from darktree_stripe_simulator.app import make_app as make_stripe_app
+from darktree_stripe_simulator.client import StripeStandIn
+from darktree_stripe_simulator.settings import Settings as StripeSettings
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -168,3 +172,24 @@ def gateway_token() -> str:
 @pytest.fixture(scope="session")
 def billing_token() -> str:
     return BILLING_TOKEN
+
+
+@contextmanager
+def serving_stripe(**settings: Any) -> Iterator[StripeStandIn]:
+    """Serve a stand-in for Stripe that sends its events only when a test asks for it."""
+    made = StripeSettings(**({"delivery": "manual"} | settings))
+    with serving(make_stripe_app(made)) as url:
+        yield StripeStandIn(url, made.api_key, made.webhook_secrets[0])
+
+
+@pytest.fixture(scope="session")
+def make_stripe() -> Callable[..., AbstractContextManager[StripeStandIn]]:
+    """Serves a stand-in for Stripe, with settings of its own, for as long as a `with` lasts."""
+    return serving_stripe
+
+
+@pytest.fixture
+def stripe() -> Iterator[StripeStandIn]:
+    """A stand-in for Stripe with a new account; `stripe.send_to(url)` and `stripe.deliver()` reach a webhook."""
+    with serving_stripe() as stand_in:
+        yield stand_in
