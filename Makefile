@@ -27,8 +27,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 up: install ## Serve everything on this machine (ARGS="--gateways 2 --port 9000")
 	@$(BIN)/darktree up $(ARGS)
 
+# Two at a time: most tests wait for processes that they start. A file's tests stay together: they share what it started.
 test: install ## Run every test (ARGS="tests/ledger -x")
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 check: install ## Lint, format, types and import contracts
 	$(BIN)/ruff check .
