@@ -5,12 +5,18 @@ from typing import Annotated
 import typer
 
 from darktree_billing.schemas import CapView, SetCap
+from darktree_cli import cap_requests
 from darktree_cli.arguments import checked
 from darktree_cli.connection import DataDirOption, administer
 from darktree_cli.output import Output, OutputOption, show_fields
 from darktree_kit import ids
 
-app = typer.Typer(no_args_is_help=True, help="Show and set daily token caps.")
+app = typer.Typer(
+    no_args_is_help=True, help="Show and set daily token caps, and answer who asks for another."
+)
+app.command("requests")(cap_requests.requests)
+app.command("approve")(cap_requests.approve)
+app.command("decline")(cap_requests.decline)
 
 
 @app.command("show")

@@ -8,6 +8,7 @@ from darktree_billing.schemas import MAX_PAGE
 from darktree_cli import archive, ledger_proofs
 from darktree_cli.connection import DataDirOption, administer
 from darktree_cli.output import Output, OutputOption, Row, dollars, show, show_fields
+from darktree_kit.ids import request_id_of
 from darktree_ledger.schemas import EntryView
 
 app = typer.Typer(no_args_is_help=True, help="Read the ledger, check it, and prove it.")
@@ -49,6 +50,33 @@ def balance(
         ("head", account.head),
     ]
     show_fields(output, account, fields)
+
+
+@app.command("holds")
+def holds(
+    customer: Annotated[str | None, typer.Option(help="Only this customer's.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=MAX_PAGE, help="How many at most.")] = 20,
+    after: Annotated[str | None, typer.Option(help="`next` of the page before.")] = None,
+    output: OutputOption = Output.TABLE,
+    data_dir: DataDirOption = None,
+) -> None:
+    """List what running requests hold, by customer and age."""
+    page = administer(data_dir, lambda admin: admin.holds(customer, limit=limit, after=after))
+    columns = ("customer", "request", "placed", "expires", "amount", "prompt", "completion", "lane")
+    rows = [
+        (
+            hold.customer_id,
+            request_id_of(hold.hold_id),
+            f"{hold.placed_at:%Y-%m-%d %H:%M:%S}",
+            f"{hold.expires_at:%H:%M:%S}",
+            dollars(hold.amount_nanos),
+            hold.prompt_tokens,
+            hold.completion_tokens,
+            hold.lane,
+        )
+        for hold in page.data
+    ]
+    show(output, page, columns, rows, f"More: --after {page.next}" if page.next else "")
 
 
 @app.command("check")

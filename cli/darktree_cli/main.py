@@ -10,6 +10,7 @@ from darktree_cli import (
     close,
     credits,
     customers,
+    dedicated,
     doctor,
     keys,
     ledger,
@@ -45,7 +46,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("up")(up.up)
-for group in (customers, keys, caps, plans, credits, ledger, close, statement):
+for group in (customers, keys, caps, dedicated, plans, credits, ledger, close, statement):
     app.add_typer(group.app, name=group.__name__.rpartition(".")[2], epilog=EXIT_CODES)
 app.command("doctor", epilog=EXIT_CODES)(doctor.command)
 app.command("reconcile", epilog=EXIT_CODES)(reconcile.command)

@@ -25,6 +25,13 @@ ADMIN_PATHS = [
     ("POST", "/admin/customers/x/grants"),
     ("GET", "/admin/customers/x/balance"),
     ("GET", "/admin/customers/x/entries"),
+    ("POST", "/admin/customers/x/adjustments"),
+    ("GET", "/admin/holds"),
+    ("GET", "/admin/cap-requests"),
+    ("POST", "/admin/cap-requests/capreq_1/decision"),
+    ("GET", "/admin/lane-requests"),
+    ("GET", "/admin/lane-requests/lanereq_1/manifest.yaml"),
+    ("POST", "/admin/lane-requests/lanereq_1/decision"),
     ("GET", "/admin/plans"),
     ("GET", "/admin/customers/x/statements/2026-11.json"),
     ("GET", "/admin/closes"),
@@ -44,6 +51,8 @@ INTERNAL_PATHS = [
 ]
 PARAMETERS = {
     "/customers/x": "/customers/{customer_id}",
+    "capreq_1": "{request_id}",
+    "lanereq_1": "{request_id}",
     "aaaaaaaaaaaa": "{key_id}",
     "2026-11.json": "{period}.{format}",
     "2026-11": "{month}",

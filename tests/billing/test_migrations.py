@@ -16,6 +16,7 @@ from sqlmodel import SQLModel
 import darktree_billing
 from darktree_billing.models import ApiKey, BalanceRow, BookedMonth, Customer
 from darktree_billing.payment_models import CursorRow, EventRow, FreezeRow, OrderRow, ReversalRow
+from darktree_billing.request_models import CapRequestRow, LaneRequestRow
 from darktree_kit import migrate
 
 
@@ -49,13 +50,15 @@ FILL["0004"] = FILL["0003"]
 FILL["0005"] = (
     FILL["0004"]
     + """
-    INSERT INTO billing.payment_order (id, customer_id, plan, plan_name, price_cents, credit_nanos, cap_tokens, created_by)
+    INSERT INTO billing.payment_order
+        (id, customer_id, plan, plan_name, price_cents, credit_nanos, cap_tokens, created_by)
     VALUES ('ord_1', 'old', 'solo', 'Solo', 5000, 50000000000, 2000, 'test');
     INSERT INTO billing.payment_reversal (id, kind, order_id, customer_id, amount_cents, status, created_at)
     VALUES ('re_1', 'refund', 'ord_1', 'old', 5000, 'pending', now());
     INSERT INTO billing.stripe_event (id, type, created_at, source, payload) VALUES ('evt_1', 'x', now(), 'poll', '{}');
 """
 )
+FILL["0006"] = FILL["0005"]
 
 
 def test_every_earlier_revision_has_a_filling_here() -> None:
@@ -138,7 +141,7 @@ def test_the_models_say_what_the_migrations_made(make_database: Callable[[], Dat
     database = make_database()
     metadata: MetaData = SQLModel.metadata
     payments = (FreezeRow, OrderRow, ReversalRow, EventRow, CursorRow)
-    for model in (Customer, ApiKey, BalanceRow, BookedMonth, *payments):
+    for model in (Customer, ApiKey, BalanceRow, BookedMonth, CapRequestRow, LaneRequestRow, *payments):
         table = metadata.tables[f"billing.{model.__tablename__}"]
         made = _query(
             database,

@@ -8,8 +8,20 @@ from pydantic import BaseModel
 from darktree_billing.close_schemas import CloseList, CloseResult, ImportBalance, ImportedBalance
 from darktree_billing.key_format import key_digest, key_id_of
 from darktree_billing.reconciliation_schemas import EngineReading, EngineReadings, ReconciliationReport
+from darktree_billing.request_schemas import (
+    CapRequestPage,
+    CapRequestState,
+    CapRequestView,
+    DecideCap,
+    DecideLane,
+    LaneRequestPage,
+    LaneRequestState,
+    LaneRequestView,
+)
 from darktree_billing.schemas import (
     DEFAULT_PAGE,
+    AdjustCredits,
+    AdjustmentView,
     CapView,
     Catalog,
     CreateCustomer,
@@ -28,7 +40,7 @@ from darktree_billing.schemas import (
 )
 from darktree_kit.errors import ApiError
 from darktree_kit.http import InternalClient
-from darktree_ledger.schemas import AccountView, CheckReport, EntryPage
+from darktree_ledger.schemas import AccountView, CheckReport, EntryPage, HoldPage
 
 CHECK_TIMEOUT_SECONDS = 620.0  # a little more than billing itself waits for the ledger's checker
 ADMIN_TIMEOUT_SECONDS = 30.0  # billing waits for the ledger in between
@@ -115,6 +127,59 @@ class AdminClient:
         """Give credits. With a `grant_id`, repeating it gives nothing more."""
         return GrantView.model_validate_json(await self._send("POST", _customer(customer_id, "grants"), body))
 
+    async def adjust(self, customer_id: str, body: AdjustCredits) -> AdjustmentView:
+        """Correct a balance, up or down. With an `adjustment_id`, repeating it changes nothing more."""
+        content = await self._send("POST", _customer(customer_id, "adjustments"), body)
+        return AdjustmentView.model_validate_json(content)
+
+    async def holds(
+        self, customer_id: str | None = None, *, limit: int = DEFAULT_PAGE, after: str | None = None
+    ) -> HoldPage:
+        """Return one page of what running requests hold: everybody's, or one customer's."""
+        params = _page(limit, after) | _told(customer_id=customer_id)
+        return HoldPage.model_validate_json(await self._http.call("GET", "/admin/holds", params=params))
+
+    async def cap_requests(
+        self,
+        customer_id: str | None = None,
+        state: CapRequestState | None = None,
+        *,
+        limit: int = DEFAULT_PAGE,
+        after: str | None = None,
+    ) -> CapRequestPage:
+        """Return one page of who asked for another daily cap, newest first."""
+        params = _page(limit, after) | _told(customer_id=customer_id, state=state)
+        content = await self._http.call("GET", "/admin/cap-requests", params=params)
+        return CapRequestPage.model_validate_json(content)
+
+    async def decide_cap(self, request_id: str, body: DecideCap) -> CapRequestView:
+        """Approve or decline. Repeating a decision changes nothing."""
+        path = f"/admin/cap-requests/{_part(request_id)}/decision"
+        return CapRequestView.model_validate_json(await self._send("POST", path, body))
+
+    async def lane_requests(
+        self,
+        customer_id: str | None = None,
+        state: LaneRequestState | None = None,
+        *,
+        limit: int = DEFAULT_PAGE,
+        after: str | None = None,
+    ) -> LaneRequestPage:
+        """Return one page of who asked for a dedicated lane, newest first."""
+        params = _page(limit, after) | _told(customer_id=customer_id, state=state)
+        content = await self._http.call("GET", "/admin/lane-requests", params=params)
+        return LaneRequestPage.model_validate_json(content)
+
+    async def lane_manifest(self, request_id: str) -> str:
+        """Return the InferenceLane to apply for a request, as YAML."""
+        path = f"/admin/lane-requests/{_part(request_id)}/manifest.yaml"
+        return (await self._http.call("GET", path)).decode()
+
+    async def decide_lane(self, request_id: str, body: DecideLane) -> LaneRequestView:
+        """Accept or decline. Repeating a decision changes nothing."""
+        path = f"/admin/lane-requests/{_part(request_id)}/decision"
+        return LaneRequestView.model_validate_json(await self._send("POST", path, body))
+
     async def balance(self, customer_id: str) -> AccountView:
         return AccountView.model_validate_json(
             await self._http.call("GET", _customer(customer_id, "balance"))
@@ -195,6 +260,10 @@ def _close(month: str, *rest: str) -> str:
 
 def _page(limit: int, after: str | None) -> dict[str, str]:
     return {"limit": str(limit)} | ({"after": after} if after else {})
+
+
+def _told(**params: str | None) -> dict[str, str]:
+    return {name: value for name, value in params.items() if value is not None}
 
 
 def _part(text: str) -> str:

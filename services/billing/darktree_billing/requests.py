@@ -88,6 +88,7 @@ async def decide_cap(
     """
     row = await _find(session, CapRequestRow, request_id, lock=True)
     state = "approved" if body.approve else "declined"
+    _say_why(state, body.note)
     cap_tokens = None
     if body.approve:
         cap_tokens = row.asked_cap_tokens if body.cap_tokens is None else body.cap_tokens
@@ -102,8 +103,7 @@ async def decide_cap(
             operation_id=cap_operation_id(request_id),
         )
         await accounts.change_cap(ledger, row.customer_id, change, actor=by)
-    row.decided_cap_tokens = cap_tokens
-    await _decide(session, row, state, body.note, by)
+    await _decide(session, row, state, body.note, by, decided_cap_tokens=cap_tokens)
     return _cap_view(row)
 
 
@@ -155,6 +155,7 @@ async def decide_lane(session: AsyncSession, request_id: str, body: DecideLane, 
     """Accept or decline a request; the same decision again changes nothing. Raises UnknownRequest, RequestDecided."""
     row = await _find(session, LaneRequestRow, request_id, lock=True)
     state = "accepted" if body.accept else "declined"
+    _say_why(state, body.note)
     if row.state != "open":
         if row.state != state:
             raise RequestDecided(request_id, row.state)
@@ -207,12 +208,20 @@ async def _find(session: AsyncSession, table: Any, request_id: str, *, lock: boo
     return row
 
 
-async def _decide(session: AsyncSession, row: Any, state: str, note: str | None, by: str) -> None:
+async def _decide(
+    session: AsyncSession, row: Any, state: str, note: str | None, by: str, **more: int | None
+) -> None:
+    decided_at = await session.scalar(select(func.clock_timestamp()))
+    for name, value in (
+        more | {"state": state, "note": note, "decided_by": by, "decided_at": decided_at}
+    ).items():
+        setattr(row, name, value)
+    await session.flush()
+
+
+def _say_why(state: str, note: str | None) -> None:
     if state == "declined" and not note:
         raise BadRequest("note: say why, the customer reads it.", param="note", code="invalid_value")
-    row.state, row.note, row.decided_by = state, note, by
-    row.decided_at = await session.scalar(select(func.clock_timestamp()))
-    await session.flush()
 
 
 def _cap_view(row: CapRequestRow) -> CapRequestView:
