@@ -3,12 +3,15 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 
-from darktree_billing import admin, close_api, internal, reconciliation, statement_api
+from darktree_billing import admin, close_api, internal, reconciliation, requests_api, statement_api
 from darktree_billing.books_key import load_books_key
 from darktree_billing.chart import load_chart
+from darktree_billing.console import pages
+from darktree_billing.console.headers import PageHeaders
 from darktree_billing.keys import Peppers
 from darktree_billing.plans import PlansFile
 from darktree_billing.reconciliation import Tolerance
@@ -46,7 +49,14 @@ def make_app(settings: Settings) -> FastAPI:
             await ledger.close()
             await database.close()
 
-    app = create_app("billing", lifespan=lifespan, title="Darktree billing", description=DESCRIPTION)
+    page_headers = partial(PageHeaders, https=settings.public_url.startswith("https://"))
+    app = create_app(
+        "billing",
+        lifespan=lifespan,
+        title="Darktree billing",
+        description=DESCRIPTION,
+        before=[page_headers],
+    )
     app.state.callers = Callers(
         {
             "gateway": settings.gateway_token.get_secret_value(),
@@ -66,6 +76,8 @@ def make_app(settings: Settings) -> FastAPI:
     app.include_router(admin.router)
     app.include_router(close_api.router)
     app.include_router(statement_api.router)
+    app.include_router(requests_api.router)
+    pages.install(app, settings)
     return app
 
 

@@ -37,6 +37,15 @@ async def create_customer(
     return _view(inserted), True
 
 
+async def sign_up(session: AsyncSession, ledger: LedgerClient, name: str, email: str) -> Customer:
+    """Make a customer who has bought nothing yet: no plan, no credits, and a cap of nothing."""
+    customer = Customer(id=f"cus_{ids.uuid7().hex}", name=name, email=email, plan=None)
+    session.add(customer)
+    await session.flush()
+    await accounts.open_account(ledger, customer.id, 0)
+    return customer
+
+
 async def find_customer(session: AsyncSession, customer_id: str) -> Customer:
     """Return a customer. Raises UnknownCustomer."""
     customer = await session.get(Customer, customer_id)

@@ -43,3 +43,17 @@ class Settings(DatabaseSettings):
     """Who sells: the name that stands on statements."""
     books_file: Path | None = None
     """How accounts are named in the bookkeeper's books (YAML); without it as `examples/books.yaml` says."""
+    public_url: Annotated[str, Field(pattern=r"^(https?://[^/\s?#]+)?$")] = ""
+    """Where people reach the console, such as `https://darktree.example`; empty: on this machine only."""
+    api_url: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = ""
+    """Where customers' programs call the API, such as `https://api.darktree.example/v1`; the console shows it."""
+    team_emails: str = ""
+    """Who may sign in as the platform team: e-mail addresses, with commas between."""
+    mail_file: Path | None = None
+    """A file to which mails are added instead of being sent: for one machine and for tests."""
+    smtp_url: SecretStr | None = None
+    """The mail server: `smtps://user:password@host:465`, or `smtp://` with STARTTLS, or `smtp+plain://` without TLS."""
+    mail_from: Annotated[str, Field(pattern=r"^[^\s<>,]+@[^\s<>,]+$")] = "darktree@localhost"
+    """The sender of mails."""
+    links_per_address: int = Field(20, ge=1)
+    """How many sign-in links one network address may ask for in a quarter of an hour; raise it behind a proxy."""
