@@ -16,6 +16,7 @@ PROCESSES = {
     "billing": ("darktree_billing", "Settings"),
     "gateway": ("darktree_gateway", "Settings"),
     "simulator": ("darktree_simulator", "Settings"),
+    "stripe simulator": ("darktree_stripe_simulator", "Settings"),
 }
 METRICS = (
     "darktree_kit.metrics",

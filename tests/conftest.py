@@ -177,7 +177,7 @@ def billing_token() -> str:
 @contextmanager
 def serving_stripe(**settings: Any) -> Iterator[StripeStandIn]:
     """Serve a stand-in for Stripe that sends its events only when a test asks for it."""
-    made = StripeSettings(**({"delivery": "manual"} | settings))
+    made = StripeSettings(**({"delivery": "manual", "settle_seconds": None} | settings))
     with serving(make_stripe_app(made)) as url:
         yield StripeStandIn(url, made.api_key, made.webhook_secrets[0])
 

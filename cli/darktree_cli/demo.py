@@ -1,9 +1,11 @@
 """The demo customer: made once, with one plan's worth of credits and one key that every start prints again."""
 
+from pathlib import Path
 from uuid import UUID
 
 from darktree_billing.client import AdminClient, key_id_of
 from darktree_billing.schemas import CreateCustomer, CreateKey, GrantCredits, PlanView
+from darktree_cli.platform import TEAM_EMAIL, WEBHOOK_PATH, Plan
 from darktree_cli.state import DataDir
 from darktree_kit.errors import ApiError
 from darktree_kit.money import format_dollars
@@ -13,6 +15,7 @@ PLAN_ID = "solo"
 KEY_NAME = "demo"
 # The same for every start, so that the credits are given once even to a database that outlives the data directory.
 GRANT_ID = UUID("01930000-0000-7000-8000-00000064656d")
+PAYING_CARD = "4242 4242 4242 4242"  # Stripe's own test number
 MAX_TOKENS = 64  # what the printed examples ask for
 
 
@@ -30,13 +33,17 @@ async def ensure(admin: AdminClient, data: DataDir) -> str:
     return secrets.demo_key
 
 
-def welcome(base_url: str, key: str, model: str, seconds: float) -> str:
+def welcome(planned: Plan, key: str, mailbox: Path, seconds: float) -> str:
     """Return what a first user needs, to be copied as it stands."""
+    base_url, model = planned.base_url, planned.demo_model
     return f"""
 Darktree is ready, {seconds:.1f} s after it was started.
 
   endpoint  {base_url}
   key       {key}
+  console   {planned.console_url}
+
+{_buying(planned, mailbox)}
 
 Ask with curl:
 
@@ -60,6 +67,21 @@ print(answer.usage)
 
 Look around with `darktree doctor` and `darktree ledger balance {CUSTOMER_ID}`. Ctrl-C stops everything.
 """
+
+
+def _buying(planned: Plan, mailbox: Path) -> str:
+    if planned.stripe_url is not None:
+        how = (
+            f"card {PAYING_CARD} pays, and nothing is charged: Stripe is a stand-in at {planned.stripe_url}."
+        )
+    else:
+        how = (
+            f"card {PAYING_CARD} pays, and Stripe keeps the books of your test account. Its events come with\n"
+            f"`stripe listen --forward-to {planned.billing_url}{WEBHOOK_PATH}`."
+        )
+    return f"""Buy credits in the console: sign in with any e-mail address (the link comes to
+{mailbox}; {TEAM_EMAIL} is the platform's team, at {planned.billing_url}/admin),
+{how}"""
 
 
 async def _customer(admin: AdminClient, plan: PlanView) -> None:

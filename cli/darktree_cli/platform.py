@@ -1,8 +1,9 @@
 """What runs on one machine, and with which settings: a pure plan, computed whole before anything is started."""
 
+import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
 from signal import SIGTERM, Signals
@@ -21,6 +22,8 @@ LEDGER_ROLE = "darktree_ledger"
 SEALER_ROLE = "darktree_sealer"
 BILLING_ROLE = "darktree_billing"
 PUBLIC_PORT = "public"
+WEBHOOK_PATH = "/webhooks/stripe"
+TEAM_EMAIL = "team@example.com"
 
 
 class Stage(IntEnum):
@@ -28,20 +31,25 @@ class Stage(IntEnum):
 
     DATABASE = 0
     ENGINE = 1
-    SEALER = 2
-    LEDGER = 3
-    BILLING = 4
-    GATEWAY = 5
+    STRIPE = 2
+    SEALER = 3
+    LEDGER = 4
+    BILLING = 5
+    GATEWAY = 6
 
 
 @dataclass(frozen=True)
 class Process:
-    """One process: what to execute, where it says that it is ready, and how it is stopped."""
+    """One process: what to execute, where it says that it is ready, and how it is stopped.
+
+    `env` is decided here; `defaults` are for what the environment does not say.
+    """
 
     name: str
     stage: Stage
     argv: tuple[str, ...]
     env: Mapping[str, str]
+    defaults: Mapping[str, str] = field(default_factory=dict)
     url: str | None = None
     health_path: str = "/readyz"
     user: tuple[int, int] | None = None
@@ -49,6 +57,15 @@ class Process:
     kill_signal: Signals = Signals.SIGKILL
     start_seconds: float = SERVICE_START_SECONDS
     stop_seconds: float = STOP_SECONDS
+
+
+@dataclass(frozen=True)
+class Stripe:
+    """Whom billing buys through: Stripe itself, or the stand-in, which takes any key that it was told."""
+
+    api_key: str
+    webhook_secret: str
+    is_real: bool
 
 
 @dataclass(frozen=True)
@@ -62,6 +79,7 @@ class Wanted:
     plans_file: Path
     gateways: int
     vllm: bool
+    stripe: Stripe
 
 
 @dataclass(frozen=True)
@@ -71,14 +89,19 @@ class Plan:
     processes: list[Process]
     base_url: str
     billing_url: str
+    stripe_url: str | None
     database_url: str
     demo_model: str
     lanes_document: str
 
+    @property
+    def console_url(self) -> str:
+        return self.billing_url + "/console"
+
 
 def port_names(lanes: list[Lane], gateways: int) -> list[str]:
-    """Return the names of the ports that a plan needs beside the public one."""
-    names = ["ledger", "sealer", "billing", *(f"lane-{lane.name}" for lane in lanes)]
+    """Return the names of the ports that a plan needs beside the public one and the console's (billing's)."""
+    names = ["ledger", "sealer", "stripe", *(f"lane-{lane.name}" for lane in lanes)]
     return names + [f"gateway-{number}" for number in range(1, gateways + 1)]
 
 
@@ -86,9 +109,11 @@ def plan(wanted: Wanted, ports: Mapping[str, int], below: list[Process]) -> Plan
     """Return the platform on top of what lies below it: the database (when it is our own) and the engines."""
     urls = {name: _url(port) for name, port in ports.items()}
     gateways = [_gateway(wanted, number, ports, urls) for number in range(1, wanted.gateways + 1)]
+    stand_in = [] if wanted.stripe.is_real else [_stripe(wanted, ports, urls)]
     return Plan(
         processes=[
             *below,
+            *stand_in,
             _ledger(wanted, ports),
             _sealer(wanted, ports),
             _billing(wanted, ports, urls),
@@ -96,6 +121,7 @@ def plan(wanted: Wanted, ports: Mapping[str, int], below: list[Process]) -> Plan
         ],
         base_url=urls[PUBLIC_PORT] + "/v1",
         billing_url=urls["billing"],
+        stripe_url=None if wanted.stripe.is_real else urls["stripe"],
         database_url=wanted.database_url,
         # A dedicated lane would refuse the demo customer.
         demo_model=min(wanted.lanes, key=lambda lane: TIERS.index(lane.tier)).served_name,
@@ -177,8 +203,29 @@ def _billing(wanted: Wanted, ports: Mapping[str, int], urls: Mapping[str, str]) 
         "KEY_PEPPER": secrets.key_pepper,
         "PLANS_FILE": str(wanted.plans_file),
         "BOOKS_KEY_FILE": str(wanted.data_dir.books_key),
+        "STRIPE_API_KEY": wanted.stripe.api_key,
+        "STRIPE_API_BASE": "" if wanted.stripe.is_real else urls["stripe"],
+        "STRIPE_WEBHOOK_SECRETS": wanted.stripe.webhook_secret,
     }
-    return _service("billing", Stage.BILLING, ports["billing"], settings)
+    defaults = {
+        "PUBLIC_URL": urls["billing"],
+        "API_URL": urls[PUBLIC_PORT] + "/v1",
+        "TEAM_EMAILS": TEAM_EMAIL,
+        "MAIL_FILE": str(wanted.data_dir.mailbox),
+    }
+    billing = _service("billing", Stage.BILLING, ports["billing"], settings)
+    return replace(billing, defaults={f"DARKTREE_BILLING_{name}": value for name, value in defaults.items()})
+
+
+def _stripe(wanted: Wanted, ports: Mapping[str, int], urls: Mapping[str, str]) -> Process:
+    settings = {
+        "API_KEY": wanted.stripe.api_key,
+        "WEBHOOK_SECRETS": json.dumps([wanted.stripe.webhook_secret]),
+        "WEBHOOK_URL": urls["billing"] + WEBHOOK_PATH,
+        "STATE": str(wanted.data_dir.stripe),
+    }
+    stand_in = _service("stripe_simulator", Stage.STRIPE, ports["stripe"], settings)
+    return replace(stand_in, name="stripe", health_path="/healthz")
 
 
 def _gateway(wanted: Wanted, number: int, ports: Mapping[str, int], urls: Mapping[str, str]) -> Process:

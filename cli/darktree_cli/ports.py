@@ -35,8 +35,8 @@ class Ports:
         """Return a port that nobody uses."""
         return self._hold(0)
 
-    def exactly(self, port: int) -> int:
-        """Return this port. Raises PortTaken when someone listens on it, or when it may not be used."""
+    def exactly(self, port: int, option: str = "--port") -> int:
+        """Return this port. Raises PortTaken, naming the option to change it, when it cannot be used."""
         try:
             # Listening for a moment is the only sure way to know that nobody else does.
             with _bound(port) as probe:
@@ -44,7 +44,7 @@ class Ports:
             return self._hold(port)
         except OSError as error:
             raise PortTaken(
-                f"Port {port} cannot be used ({error.strerror}): choose another with --port; 0 takes any free one."
+                f"Port {port} cannot be used ({error.strerror}): choose another with {option}; 0 takes any free one."
             ) from error
 
     def _hold(self, port: int) -> int:

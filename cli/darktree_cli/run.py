@@ -59,17 +59,17 @@ class Run:
     async def _up(self) -> None:
         self._data.lanes_file.write_text(self._plan.lanes_document)
         # Engines take the longest and need nothing, so they start beside the database.
-        self._start(Stage.DATABASE, Stage.ENGINE)
+        self._start(Stage.DATABASE, Stage.ENGINE, Stage.STRIPE)
         await self._until_ready(Stage.DATABASE)
         self._say("migrating the database")
         await asyncio.to_thread(migrations.migrate, self._plan.database_url, self._secrets.role_passwords())
         self._start(Stage.SEALER, Stage.LEDGER, Stage.BILLING, Stage.GATEWAY)
-        await self._until_ready(Stage.ENGINE, Stage.SEALER, Stage.LEDGER, Stage.BILLING, Stage.GATEWAY)
+        await self._until_ready(*(stage for stage in Stage if stage is not Stage.DATABASE))
         key = await self._demo_key()
         if self._ready_file is not None:
             self._write_ready_file(self._ready_file, key)
         seconds = clock.monotonic() - self._started_at
-        typer.echo(demo.welcome(self._plan.base_url, key, self._plan.demo_model, seconds))
+        typer.echo(demo.welcome(self._plan, key, self._data.mailbox, seconds))
 
     async def _down(self) -> None:
         self._say("stopping (Ctrl-C again kills)")
@@ -132,5 +132,8 @@ class Run:
             "admin_url": self._plan.billing_url,
             "admin_token": self._secrets.admin_token,
             "database_url": self._plan.database_url,
+            "console_url": self._plan.console_url,
+            "mail_file": str(self._data.mailbox),
+            "stripe_url": self._plan.stripe_url,
         }
         write_private(path, content)

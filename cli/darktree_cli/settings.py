@@ -7,7 +7,15 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-_OWN = frozenset({"DATABASE_URL", "DARKTREE_ADMIN_URL", "DARKTREE_ADMIN_TOKEN"})
+_OWN = frozenset(
+    {
+        "DATABASE_URL",
+        "DARKTREE_ADMIN_URL",
+        "DARKTREE_ADMIN_TOKEN",
+        "STRIPE_API_KEY",
+        "STRIPE_WEBHOOK_SECRET",
+    }
+)
 
 
 class Settings(BaseSettings):
@@ -29,6 +37,10 @@ class Settings(BaseSettings):
     """The administrator's token for it."""
     vllm_python: Path | None = Field(None, validation_alias="DARKTREE_VLLM_PYTHON")
     """The Python of another environment with vLLM, for `darktree up --engine vllm`."""
+    stripe_api_key: SecretStr | None = Field(None, validation_alias="STRIPE_API_KEY")
+    """A test key of Stripe's: `darktree up` then buys through Stripe itself instead of its own stand-in."""
+    stripe_webhook_secret: SecretStr | None = Field(None, validation_alias="STRIPE_WEBHOOK_SECRET")
+    """What `stripe listen` prints; without it, payments are found by asking Stripe."""
     migrator_role_password: SecretStr | None = Field(None, validation_alias="DARKTREE_MIGRATOR_ROLE_PASSWORD")
     """`darktree migrate` lets the role `darktree_migrator` log in with it, to run later migrations."""
     ledger_role_password: SecretStr | None = Field(None, validation_alias="DARKTREE_LEDGER_ROLE_PASSWORD")

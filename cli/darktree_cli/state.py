@@ -39,6 +39,8 @@ class Secrets(BaseModel):
     ledger_role_password: str
     sealer_role_password: str
     billing_role_password: str
+    stripe_api_key: str
+    stripe_webhook_secret: str
     demo_key: str | None = None
 
     def role_passwords(self) -> dict[str, str]:
@@ -86,6 +88,8 @@ class DataDir:
         self.anchors = self.path / "anchors"
         self.log_key = self.path / "log-key"
         self.books_key = self.path / "books-key"
+        self.stripe = self.path / "stripe.json"
+        self.mailbox = self.path / "mailbox"
         self._marker = self.path / MARKER_NAME
         self._lock = self.path / "lock"
         self._platform = self.path / "platform.json"

@@ -4,8 +4,9 @@ Everything is planned, and whatever can be wrong is found, before anything is st
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -15,20 +16,38 @@ import typer
 
 from darktree_cli import engines, migrations, postgres, processes
 from darktree_cli.lanes import LaneError, read_lanes
-from darktree_cli.platform import MAX_GATEWAYS, PUBLIC_PORT, Plan, Process, Stage, Wanted, plan, port_names
+from darktree_cli.platform import (
+    MAX_GATEWAYS,
+    PUBLIC_PORT,
+    Plan,
+    Process,
+    Stage,
+    Stripe,
+    Wanted,
+    plan,
+    port_names,
+)
 from darktree_cli.ports import Ports, PortTaken
 from darktree_cli.run import Run
 from darktree_cli.settings import Settings, inherited_environment
-from darktree_cli.state import DEFAULT_NAME, DataDir, StateError
+from darktree_cli.state import DEFAULT_NAME, DataDir, Secrets, StateError
 from darktree_kit import clock
 from darktree_kit.errors import ApiError
 
 DEFAULT_PORT = 8080
+LIVE_KEY = re.compile("(sk|rk)_live_")
 PLANS_FILE = Path("plans.yaml")
 LANES_FOLDER = Path("lanes")
 
 Say = Callable[[str], None]
+
+
+class LiveKey(Exception):
+    """A key for real money."""
+
+
 _PREVENTED = (
+    LiveKey,
     StateError,
     PortTaken,
     LaneError,
@@ -53,6 +72,7 @@ class Options:
 
     data_dir: Path
     port: int
+    console_port: int | None
     gateways: int
     engine: Engine
     fresh: bool
@@ -66,6 +86,12 @@ def up(
     port: Annotated[
         int, typer.Option(min=0, max=65_535, help="The endpoint's port; 0 chooses a free one.")
     ] = (DEFAULT_PORT),
+    console_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65_535, help="The console's port; else the endpoint's plus one, if it is free."
+        ),
+    ] = None,
     gateways: Annotated[int, typer.Option(min=1, max=MAX_GATEWAYS, help="How many share the endpoint.")] = 1,
     engine: Annotated[Engine, typer.Option(help="What serves the lanes; vllm needs `make vllm`.")] = (
         Engine.SIMULATOR
@@ -91,6 +117,7 @@ def up(
     options = Options(
         data_dir=data_dir,
         port=port,
+        console_port=console_port,
         gateways=gateways,
         engine=engine,
         fresh=fresh,
@@ -126,7 +153,10 @@ def _plan(
     """Return what shall run, having made what that needs: ports, a database, a model."""
     vllm = options.engine is Engine.VLLM
     lanes = [engines.within_vllm(lane) if vllm else lane for lane in read_lanes(options.lanes_folder)]
-    chosen = {PUBLIC_PORT: ports.exactly(options.port) if options.port else ports.free()}
+    chosen = {
+        PUBLIC_PORT: ports.exactly(options.port) if options.port else ports.free(),
+        "billing": _console_port(options, ports),
+    }
     chosen |= {name: ports.free() for name in port_names(lanes, options.gateways)}
     environment = inherited_environment(services=False)
     if vllm:
@@ -141,9 +171,45 @@ def _plan(
     else:
         database, database_url = _embedded(data, environment, stack, say)
     data.make_keys()
-    wanted = Wanted(data, data.secrets(), database_url, lanes, options.plans_file, options.gateways, vllm)
+    secrets = data.secrets()
+    wanted = Wanted(
+        data_dir=data,
+        secrets=secrets,
+        database_url=database_url,
+        lanes=lanes,
+        plans_file=options.plans_file,
+        gateways=options.gateways,
+        vllm=vllm,
+        stripe=_stripe(settings, secrets, say),
+    )
     planned = plan(wanted, chosen, [*database, *answering])
     return replace(planned, processes=[_with_environment(process) for process in planned.processes])
+
+
+def _console_port(options: Options, ports: Ports) -> int:
+    """Return the port that was asked for; else the one after the endpoint's, so that a bookmark lasts, or any."""
+    if options.console_port:
+        return ports.exactly(options.console_port, "--console-port")
+    if options.console_port is None and options.port:
+        with suppress(PortTaken):
+            return ports.exactly(options.port + 1, "--console-port")
+    return ports.free()
+
+
+def _stripe(settings: Settings, secrets: Secrets, say: Say) -> Stripe:
+    """Return Stripe itself when there is a test key for it. Raises LiveKey."""
+    if settings.stripe_api_key is None:
+        key, secret = f"sk_test_{secrets.stripe_api_key}", f"whsec_{secrets.stripe_webhook_secret}"
+        return Stripe(key, secret, is_real=False)
+    key = settings.stripe_api_key.get_secret_value()
+    if LIVE_KEY.match(key):
+        raise LiveKey(
+            "STRIPE_API_KEY is a live key, and this is no place for money: use a test key (sk_test_...)."
+        )
+    say("buying through Stripe, with the test key that STRIPE_API_KEY holds")
+    given = settings.stripe_webhook_secret
+    secret = given.get_secret_value() if given else f"whsec_{secrets.stripe_webhook_secret}"
+    return Stripe(key, secret, is_real=True)
 
 
 def _embedded(
@@ -157,8 +223,8 @@ def _embedded(
 
 
 def _with_environment(process: Process) -> Process:
-    inherited = inherited_environment(services=process.stage >= Stage.SEALER)
-    return replace(process, env={**inherited, **process.env})
+    inherited = inherited_environment(services=process.stage >= Stage.STRIPE)
+    return replace(process, env={**process.defaults, **inherited, **process.env})
 
 
 def _end_what_was_left(data: DataDir, say: Say) -> None:

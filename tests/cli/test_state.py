@@ -57,7 +57,7 @@ def test_secrets_are_made_once_all_different_and_private(tmp_path: Path) -> None
         first = data.secrets()
         assert data.secrets() == first
     values = [value for value in first.model_dump().values() if value is not None]
-    assert len(set(values)) == len(values) == 8
+    assert len(set(values)) == len(values) == 10
     assert stat.S_IMODE((data.path / "secrets.json").stat().st_mode) == 0o600
 
 

@@ -63,8 +63,12 @@ def test_the_printed_python_works_as_printed(platform: Running) -> None:
 
 def test_the_ready_file_holds_what_another_program_needs_and_is_private(platform: Running) -> None:
     ready = platform.ready
-    assert set(ready) == {"base_url", "api_key", "customer_id", "admin_url", "admin_token", "database_url"}
+    assert set(ready) == {
+        *("base_url", "api_key", "customer_id", "admin_url", "admin_token", "database_url"),
+        *("console_url", "mail_file", "stripe_url"),
+    }
     assert ready["base_url"].endswith("/v1")
+    assert ready["console_url"] == ready["admin_url"] + "/console"
     assert stat.S_IMODE(platform.ready_file.stat().st_mode) == 0o600
     admin = {"Authorization": f"Bearer {ready['admin_token']}"}
     assert httpx.get(ready["admin_url"] + "/admin/customers/demo", headers=admin).json()["plan"] == "solo"
@@ -144,7 +148,7 @@ def test_a_database_that_does_not_answer_is_told(folder: Path, darktree: Darktre
 
 
 @pytest.mark.parametrize(
-    "name", ["gateway-1", "lane-standard-qwen25-14b-awq", "billing", "ledger", "sealer", "postgres"]
+    "name", ["gateway-1", "lane-standard-qwen25-14b-awq", "stripe", "billing", "ledger", "sealer", "postgres"]
 )
 def test_a_process_that_is_killed_is_started_again_and_requests_are_served(
     platform: Running, eventually: Eventually, name: str

@@ -48,9 +48,7 @@ def settings_from(arguments: list[str] | None) -> Settings:
         "--delivery", choices=["automatic", "manual"], help="manual sends only on /_control/deliver"
     )
     parser.add_argument("--state", help="a file that keeps everything from one run to the next")
-    parser.add_argument(
-        "--settle-seconds", type=float, help="how long a bank debit takes; else /_control ends it"
-    )
+    parser.add_argument("--settle-seconds", type=float, help="how long a bank debit takes (5)")
     parser.add_argument("--tax-basis-points", type=int, help="the rate of automatic tax (825)")
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     return Settings(**given)

@@ -27,8 +27,8 @@ class Settings(BaseSettings):
     """`manual` sends events only when `/_control/deliver` asks for it."""
     state: Path | None = None
     """A file that keeps everything from one run to the next; without it everything is in memory."""
-    settle_seconds: float | None = Field(default=None, ge=0)
-    """How long a bank debit takes to succeed or fail; without it, it waits for `/_control`."""
+    settle_seconds: float | None = Field(default=5.0, ge=0)
+    """How long a bank debit takes to succeed or fail; `null` waits for `/_control`."""
     tax_basis_points: int = Field(default=825, ge=0, le=10_000)
     """The rate of automatic tax, in hundredths of a percent."""
     available_after_seconds: int = Field(default=2 * 86_400, ge=0)
