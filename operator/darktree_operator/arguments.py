@@ -28,6 +28,8 @@ OWNED_FLAGS = {
     "gpu-memory-utilization": "spec.engine.gpuMemoryPercent",
     "device-memory-utilization": "spec.engine.gpuMemoryPercent",
     "max-num-seqs": "spec.engine.maxNumSeqs",
+    "context-length": "spec.engine.contextLength",
+    "maximum-concurrent-sequences": "spec.engine.maxNumSeqs",
     "enable-prefix-caching": "spec.engine.prefixCaching",
     "no-enable-prefix-caching": "spec.engine.prefixCaching",
     "kv-cache-dtype": "spec.engine.kvCacheDtype",
@@ -78,6 +80,11 @@ REFUSED_ENVIRONMENT = {
     "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "answers are never logged",
     "VLLM_HOST_IP": "the engine is reached by its pod's address",
     "VLLM_PORT": "the Service, the probes and the NetworkPolicy name the port",
+    "VLLM_PLUGINS": "it loads other code into the engine",
+    "LD_PRELOAD": "it loads other code into the engine",
+    "PYTHONPATH": "it loads other code into the engine",
+    "NVIDIA_VISIBLE_DEVICES": "it reaches GPUs that other pods were given",
+    "CUDA_VISIBLE_DEVICES": "the node says which GPUs the pod was given",
 }
 """Variables that no lane may set, and why."""
 

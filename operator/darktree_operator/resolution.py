@@ -94,7 +94,7 @@ def resolve(lane: Lane, config: OperatorConfig) -> Resolved | list[Refusal]:
         message = (
             f"no image is configured for {spec.engine.kind} {name}: set spec.engine.image, or one of {known}"
         )
-        refusals.append(_invalid("spec.engine.version", message))
+        refusals.append(_invalid("spec.engine.version", message, Reason.INVALID_REFERENCE))
     accelerator, missing = _accelerator(lane, config)
     refusals += missing
     if refusals or version is None or image is None:
@@ -123,11 +123,11 @@ def _accelerator(lane: Lane, config: OperatorConfig) -> tuple[AcceleratorClass |
     found = config.accelerators.get(name)
     if found is None:
         message = f"there is no accelerator class {name!r} in this cluster: use one of {_known(config)}"
-        return None, [_invalid("spec.accelerator.class", message)]
+        return None, [_invalid("spec.accelerator.class", message, Reason.INVALID_REFERENCE)]
     least = asked.min_memory_gib if asked else None
     if least is not None and found.memory_gib < least:
         message = f"{name} has {found.memory_gib} GiB, the lane asks for {least}: name a larger class"
-        return None, [_invalid("spec.accelerator.minMemoryGiB", message)]
+        return None, [_invalid("spec.accelerator.minMemoryGiB", message, Reason.INSUFFICIENT_MEMORY)]
     return found, []
 
 
@@ -137,8 +137,10 @@ def _refused_words(lane: Lane) -> list[Refusal]:
     refusals = []
     if (spec.tier == "Dedicated") != (spec.customer_ref is not None):
         refusals.append(_invalid("spec.customerRef", "must be set if, and only if, the tier is Dedicated"))
-    if spec.replicas is not None and spec.autoscaling is not None:
+    if spec.autoscaling is not None and spec.replicas != 1:
         refusals.append(_invalid("spec.replicas", "remove it, or spec.autoscaling: only one decides"))
+    if spec.engine.kind == "VLLM" and spec.model.source.startswith("hf://") and spec.model.revision is None:
+        refusals.append(_invalid("spec.model.revision", "must name the commit of a model from hf://"))
     for place, argument in enumerate(spec.engine.extra_args):
         if why := refused_argument(argument):
             refusals.append(_invalid(f"spec.engine.extraArgs[{place}]", why))
@@ -158,5 +160,5 @@ def _known(config: OperatorConfig) -> str:
     return ", ".join(sorted(config.accelerators)) or "none is configured"
 
 
-def _invalid(field: str, message: str) -> Refusal:
-    return Refusal(Reason.INVALID_SPEC, field, message)
+def _invalid(field: str, message: str, reason: Reason = Reason.INVALID_SPEC) -> Refusal:
+    return Refusal(reason, field, message)

@@ -20,9 +20,11 @@ _FIELDS = (
     ("day of week", 0, 7),
 )
 _PART = re.compile(r"(\*|(\d+)(?:-(\d+))?)(?:/(\d+))?")
-_NAMES = dict(zip("sun mon tue wed thu fri sat".split(), range(7), strict=True)) | dict(
-    zip("jan feb mar apr may jun jul aug sep oct nov dec".split(), range(1, 13), strict=True)
-)
+_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_NAMES = {name: number for number, name in enumerate(_DAYS)} | {
+    name: number for number, name in enumerate(_MONTHS, 1)
+}
 
 
 class InvalidWindow(ValueError):
