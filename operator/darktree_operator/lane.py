@@ -24,6 +24,7 @@ SPEED_ANNOTATION = f"{GROUP}/simulated-tokens-per-second"
 
 MAX_NAME_LENGTH = 40  # names and label values of children are made from it
 MAX_REPLICAS = 256
+LEAST_CONTEXT_LENGTH = 1024
 MAX_EXTRA_ARGUMENTS = 32
 MAX_ENVIRONMENT = 32
 MAX_ALIASES = 8
@@ -89,7 +90,7 @@ class Engine(Part):
     kind: EngineKind = "VLLM"
     image: str | None = None
     version: str | None = None
-    context_length: int | None = Field(default=None, ge=2)
+    context_length: int | None = Field(default=None, ge=LEAST_CONTEXT_LENGTH)
     gpu_memory_percent: int = Field(default=90, ge=50, le=97)
     max_num_seqs: int | None = Field(default=None, ge=1, le=4096)
     prefix_caching: bool = True
@@ -213,7 +214,8 @@ class LaneSpec(Part):
     model: Model
     engine: Engine = Engine()
     accelerator: Accelerator | None = None
-    replicas: int | None = Field(default=None, ge=0, le=MAX_REPLICAS)
+    replicas: int = Field(default=1, ge=0, le=MAX_REPLICAS)
+    """How many run; with `autoscaling` it stays 1 and decides nothing."""
     autoscaling: Autoscaling | None = None
     cold_start: ColdStart = ColdStart()
     rollout: RolloutPolicy = RolloutPolicy()
@@ -231,7 +233,7 @@ class LaneSpec(Part):
         if self.autoscaling is not None:
             scheduled = [schedule.max_replicas for schedule in self.autoscaling.schedules]
             return max(self.autoscaling.max_replicas, *scheduled, 0)
-        return 1 if self.replicas is None else self.replicas
+        return self.replicas
 
 
 class Lane(BaseModel):
