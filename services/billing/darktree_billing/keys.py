@@ -105,10 +105,13 @@ async def verify_key(session: AsyncSession, peppers: Peppers, body: VerifyKey) -
     return VerifiedKey(key_id=key.id, customer_id=key.customer_id, expires_at=key.expires_at)
 
 
-async def revoke_key(session: AsyncSession, key_id: str) -> KeyView:
-    """Revoke a key for good; the time of the first revocation stays. Raises UnknownKey."""
+async def revoke_key(session: AsyncSession, key_id: str, customer_id: str | None = None) -> KeyView:
+    """Revoke a key for good; the time of the first revocation stays.
+
+    Raises UnknownKey, also for a key of another than the named customer.
+    """
     found = await _find(session, key_id, lock=True)
-    if found is None:
+    if found is None or customer_id not in (None, found[0].customer_id):
         raise UnknownKey(key_id)
     key, _, _ = found
     if key.revoked_at is None:

@@ -22,6 +22,7 @@ from darktree_billing.clearing import BUCKETS, Finding
 from darktree_billing.errors import NotClosable
 from darktree_billing.reconciliation_schemas import (
     EngineReading,
+    EngineSeen,
     LaneComparison,
     ReconciliationReport,
     StripeComparison,
@@ -32,6 +33,7 @@ from darktree_ledger.client import LedgerClient
 from darktree_ledger.reports import LaneTokens
 
 RETRY_SECONDS = 60.0
+MAX_ENGINES = 1_000
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +69,12 @@ _ADDED = text(
             SELECT * FROM billing.lane_reading x WHERE x.lane = s.lane AND x.read_at >= now() - interval '1 day'
             ORDER BY x.read_at LIMIT 1) r
         ORDER BY s.lane"""  # noqa: S608
+)
+
+_ENGINES = text(
+    """SELECT DISTINCT ON (lane, endpoint) lane, endpoint, started_at, read_at, prompt_tokens, completion_tokens
+        FROM billing.engine_run WHERE read_at >= now() - interval '1 day'
+        ORDER BY lane, endpoint, started_at DESC LIMIT :most"""
 )
 
 
@@ -108,7 +116,7 @@ async def report(
     session: AsyncSession, ledger: LedgerClient, chart: Chart, tolerance: Tolerance
 ) -> ReconciliationReport:
     """Hold the ledger against everything that it can be held against. Raises Unavailable when it does not answer."""
-    lanes = await _lanes(session, ledger, tolerance)
+    lanes = await compare_lanes(session, ledger, tolerance)
     stripe = await _stripe(session, ledger, chart)
     with ledger_refusals():
         itself = await ledger.reconciliation()
@@ -125,28 +133,16 @@ async def report(
     )
 
 
-async def watch(
-    database: Database,
-    ledger: LedgerClient,
-    books_file: Path | None,
-    tolerance: Tolerance,
-    every_seconds: float,
-) -> None:
-    """Reconcile and set the gauges, for as long as the task lives."""
-    while True:
-        try:
-            async with database.sessions.begin() as session:
-                told = await report(session, ledger, load_chart(books_file), tolerance)
-                await mark(session)
-            _tell(told)
-            pause = every_seconds
-        except Exception as error:
-            _log.warning("the ledger could not be reconciled", extra={"error": str(error)[:500]})
-            pause = min(every_seconds, RETRY_SECONDS)
-        await asyncio.sleep(pause)
+async def engines(session: AsyncSession) -> list[EngineSeen]:
+    """Return the engines that were heard of in the last day, each as it counts since its newest start."""
+    rows = (await session.execute(_ENGINES, {"most": MAX_ENGINES})).all()
+    return [EngineSeen.model_validate(row, from_attributes=True) for row in rows]
 
 
-async def _lanes(session: AsyncSession, ledger: LedgerClient, tolerance: Tolerance) -> list[LaneComparison]:
+async def compare_lanes(
+    session: AsyncSession, ledger: LedgerClient, tolerance: Tolerance
+) -> list[LaneComparison]:
+    """Hold what each lane's engines added in the last day against what the ledger recorded in the same time."""
     recorded: dict[datetime, dict[str, LaneTokens]] = {}
     compared = []
     for row in (await session.execute(_ADDED)).all():
@@ -171,6 +167,27 @@ async def _lanes(session: AsyncSession, ledger: LedgerClient, tolerance: Toleran
             )
         )
     return compared
+
+
+async def watch(
+    database: Database,
+    ledger: LedgerClient,
+    books_file: Path | None,
+    tolerance: Tolerance,
+    every_seconds: float,
+) -> None:
+    """Reconcile and set the gauges, for as long as the task lives."""
+    while True:
+        try:
+            async with database.sessions.begin() as session:
+                told = await report(session, ledger, load_chart(books_file), tolerance)
+                await mark(session)
+            _tell(told)
+            pause = every_seconds
+        except Exception as error:
+            _log.warning("the ledger could not be reconciled", extra={"error": str(error)[:500]})
+            pause = min(every_seconds, RETRY_SECONDS)
+        await asyncio.sleep(pause)
 
 
 async def _stripe(session: AsyncSession, ledger: LedgerClient, chart: Chart) -> StripeComparison:

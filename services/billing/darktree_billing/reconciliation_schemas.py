@@ -33,6 +33,17 @@ class EngineReadings(BaseModel):
     readings: Annotated[list[EngineReading], Field(max_length=MAX_READINGS)]
 
 
+class EngineSeen(BaseModel):
+    """An engine that a gateway has read: its counters since its newest start, and when they were last read."""
+
+    lane: str
+    endpoint: str
+    started_at: datetime
+    read_at: datetime
+    prompt_tokens: int
+    completion_tokens: int
+
+
 class LaneComparison(BaseModel):
     """What a lane's engines processed and what the ledger charged or absorbed, in the same time."""
 
