@@ -26,6 +26,7 @@ LABELS = [
     "GET /v1/accounts/{customer_id}/holds/{hold_id}/entries",
     "GET /v1/holds",
     "GET /v1/accounts/{customer_id}/days",
+    "GET /v1/accounts/{customer_id}/usage",
     "GET /v1/accounts/{customer_id}/cap-changes",
     "GET /v1/accounts/{customer_id}/export",
     "GET /v1/accounts/{customer_id}/as-of",

@@ -1,7 +1,7 @@
 """Reading: balances, days, caps and entries. Nothing here sums the ledger."""
 
 from collections.abc import Sequence
-from datetime import date
+from datetime import UTC, date, datetime, time
 from uuid import UUID
 
 from sqlalchemy import func, select, tuple_
@@ -15,6 +15,7 @@ from darktree_ledger.schemas import (
     AccountView,
     CapChangeView,
     DayView,
+    EntryFilter,
     EntryPage,
     EntryView,
     HoldPage,
@@ -62,15 +63,19 @@ async def account(session: AsyncSession, customer_id: str) -> AccountView:
 
 
 async def entries(
-    session: AsyncSession, customer_id: str, *, limit: int, after: str | None, kind: str | None
+    session: AsyncSession, customer_id: str, *, limit: int, after: str | None, which: EntryFilter
 ) -> EntryPage:
     """Return a page of entries, newest first. The cursor is a sequence number, so new entries never move a page."""
     await must_exist(session, customer_id)
     query = select(Entry).where(col(Entry.customer_id) == customer_id)
     if after is not None:
         query = query.where(col(Entry.seq) < _cursor(after))
-    if kind is not None:
-        query = query.where(col(Entry.kind) == kind)
+    for column, value in ((Entry.kind, which.kind), (Entry.model, which.model), (Entry.key_id, which.key_id)):
+        if value is not None:
+            query = query.where(col(column) == value)
+    if which.day is not None:
+        first, last = (datetime.combine(which.day, end, UTC) for end in (time.min, time.max))
+        query = query.where(col(Entry.recorded_at).between(first, last))
     rows = (await session.scalars(query.order_by(col(Entry.seq).desc()).limit(limit + 1))).all()
     page = rows[:limit]
     return EntryPage(data=[view(row) for row in page], next=str(page[-1].seq) if len(rows) > limit else None)

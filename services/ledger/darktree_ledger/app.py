@@ -25,6 +25,7 @@ from darktree_ledger import (
     operations,
     proofs,
     reconciliation,
+    usage,
 )
 from darktree_ledger.batches import Batches
 from darktree_ledger.reconciliation import Patrol
@@ -36,10 +37,12 @@ from darktree_ledger.schemas import (
     CapChangeView,
     CheckReport,
     DayView,
+    EntryFilter,
     EntryPage,
     EntryView,
     HoldPage,
     Kind,
+    Name,
     Show,
 )
 from darktree_ledger.settings import Settings
@@ -93,6 +96,7 @@ def make_app(settings: Settings) -> FastAPI:
     )
     app.include_router(router, responses=refusals(400, 401, 403, 404, 413, 503))
     app.include_router(books_api.router, responses=refusals(400, 401, 403, 404, 409, 503))
+    app.include_router(usage.router)
     app.include_router(proofs.router)
     app.include_router(reconciliation.router)
     app.include_router(log_entries.router)
@@ -113,8 +117,12 @@ async def read_entries(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
     after: Annotated[str | None, Query(max_length=64)] = None,
     kind: Kind | None = None,
+    model: Annotated[Name | None, Query(description="Only this model's.")] = None,
+    key_id: Annotated[Name | None, Query(description="Only this key's.")] = None,
+    day: Annotated[date | None, Query(description="Only what was recorded on this UTC day.")] = None,
 ) -> EntryPage:
-    return await accounts.entries(session, customer_id, limit=limit, after=after, kind=kind)
+    which = EntryFilter(kind=kind, model=model, key_id=key_id, day=day)
+    return await accounts.entries(session, customer_id, limit=limit, after=after, which=which)
 
 
 @router.get("/accounts/{customer_id}/holds/{hold_id}/entries")

@@ -30,11 +30,13 @@ from darktree_ledger.schemas import (
     CapChangeView,
     CheckReport,
     DayView,
+    EntryFilter,
     EntryPage,
     EntryView,
     HoldPage,
     Operation,
     Result,
+    UsageRow,
 )
 
 MAX_WAITING_OPERATIONS = 20_000
@@ -105,12 +107,19 @@ class LedgerClient:
         return AccountView.model_validate_json(await self._http.call("GET", f"/v1/accounts/{customer_id}"))
 
     async def entries(
-        self, customer_id: str, *, limit: int = 100, after: str | None = None, kind: str | None = None
+        self,
+        customer_id: str,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        kind: str | None = None,
+        which: EntryFilter | None = None,
     ) -> EntryPage:
         """Return one page of entries, newest first; `after` is the `next` of the page before."""
         params = (
             {"limit": str(limit)} | ({"after": after} if after else {}) | ({"kind": kind} if kind else {})
         )
+        params |= which.model_dump(mode="json", exclude_none=True) if which else {}
         path = f"/v1/accounts/{customer_id}/entries"
         return EntryPage.model_validate_json(await self._http.call("GET", path, params=params))
 
@@ -131,6 +140,12 @@ class LedgerClient:
         path = f"/v1/accounts/{customer_id}/days"
         content = await self._http.call("GET", path, params={"first": str(first), "last": str(last)})
         return [DayView.model_validate(row) for row in orjson.loads(content)]
+
+    async def usage(self, customer_id: str, first: date, last: date) -> list[UsageRow]:
+        """Return what was charged on each UTC day, by model and key; slower than `days`: it sums entries."""
+        path = f"/v1/accounts/{customer_id}/usage"
+        content = await self._http.call("GET", path, params={"first": str(first), "last": str(last)})
+        return [UsageRow.model_validate(row) for row in orjson.loads(content)]
 
     async def cap_changes(self, customer_id: str) -> list[CapChangeView]:
         content = await self._http.call("GET", f"/v1/accounts/{customer_id}/cap-changes")

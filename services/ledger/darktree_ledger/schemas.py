@@ -332,6 +332,15 @@ class EntryView(BaseModel):
     hash: str
 
 
+class EntryFilter(BaseModel):
+    """Which entries are wanted: those with what a field says, and any where it says nothing."""
+
+    kind: Kind | None = None
+    model: Name | None = None
+    key_id: Name | None = None
+    day: date | None = None
+
+
 class EntryPage(BaseModel):
     """Entries, newest first. `next` is the cursor of the following page, or null at the end."""
 
@@ -389,6 +398,18 @@ class HoldPage(BaseModel):
         page = holds[:limit]
         following = f"{page[-1].customer_id}.{page[-1].hold_id}" if len(holds) > limit else None
         return cls(data=page, next=following)
+
+
+class UsageRow(BaseModel):
+    """What one key was charged for one model on one UTC day."""
+
+    day: date
+    model: str
+    key_id: str
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    amount_nanos: int
 
 
 class Problem(BaseModel):

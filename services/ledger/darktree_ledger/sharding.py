@@ -23,11 +23,13 @@ from darktree_ledger.schemas import (
     CapChangeView,
     CheckReport,
     DayView,
+    EntryFilter,
     EntryPage,
     EntryView,
     HoldPage,
     Operation,
     Result,
+    UsageRow,
 )
 
 SLOTS = 1_024
@@ -97,9 +99,16 @@ class ShardedLedger(LedgerClient):
         return await self.of(customer_id).account(customer_id)
 
     async def entries(
-        self, customer_id: str, *, limit: int = 100, after: str | None = None, kind: str | None = None
+        self,
+        customer_id: str,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        kind: str | None = None,
+        which: EntryFilter | None = None,
     ) -> EntryPage:
-        return await self.of(customer_id).entries(customer_id, limit=limit, after=after, kind=kind)
+        one = self.of(customer_id)
+        return await one.entries(customer_id, limit=limit, after=after, kind=kind, which=which)
 
     async def entry_of_hold(self, customer_id: str, hold_id: UUID) -> list[EntryView]:
         return await self.of(customer_id).entry_of_hold(customer_id, hold_id)
@@ -120,6 +129,9 @@ class ShardedLedger(LedgerClient):
 
     async def days(self, customer_id: str, first: date, last: date) -> list[DayView]:
         return await self.of(customer_id).days(customer_id, first, last)
+
+    async def usage(self, customer_id: str, first: date, last: date) -> list[UsageRow]:
+        return await self.of(customer_id).usage(customer_id, first, last)
 
     async def cap_changes(self, customer_id: str) -> list[CapChangeView]:
         return await self.of(customer_id).cap_changes(customer_id)
