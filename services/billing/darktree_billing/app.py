@@ -7,7 +7,16 @@ from functools import partial
 
 from fastapi import FastAPI
 
-from darktree_billing import admin, close_api, internal, reconciliation, requests_api, statement_api
+from darktree_billing import (
+    admin,
+    close_api,
+    internal,
+    payments_api,
+    reconciliation,
+    requests_api,
+    statement_api,
+    webhooks,
+)
 from darktree_billing.books_key import load_books_key
 from darktree_billing.chart import load_chart
 from darktree_billing.console import pages
@@ -15,7 +24,9 @@ from darktree_billing.console.headers import PageHeaders
 from darktree_billing.keys import Peppers
 from darktree_billing.plans import PlansFile
 from darktree_billing.reconciliation import Tolerance
+from darktree_billing.selling import selling
 from darktree_billing.settings import Settings
+from darktree_billing.team import pages as team_pages
 from darktree_kit.app import create_app
 from darktree_kit.auth import Callers
 from darktree_kit.db import Database
@@ -42,7 +53,8 @@ def make_app(settings: Settings) -> FastAPI:
             )
         )
         try:
-            yield
+            async with selling(app, settings, database, ledger):
+                yield
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
@@ -71,13 +83,17 @@ def make_app(settings: Settings) -> FastAPI:
     )
     app.state.books_file = settings.books_file
     app.state.seller_name = settings.seller_name
+    app.state.public_url = settings.public_url
     app.state.books_key = load_books_key(settings.books_key_file)
     app.include_router(internal.router)
     app.include_router(admin.router)
     app.include_router(close_api.router)
     app.include_router(statement_api.router)
     app.include_router(requests_api.router)
+    app.include_router(payments_api.router)
+    app.include_router(webhooks.router)
     pages.install(app, settings)
+    team_pages.install(app)
     return app
 
 
