@@ -225,7 +225,7 @@ def _stripe(wanted: Wanted, ports: Mapping[str, int], urls: Mapping[str, str]) -
         "STATE": str(wanted.data_dir.stripe),
     }
     stand_in = _service("stripe_simulator", Stage.STRIPE, ports["stripe"], settings)
-    return replace(stand_in, name="stripe", health_path="/healthz")
+    return replace(stand_in, name="stripe")
 
 
 def _gateway(wanted: Wanted, number: int, ports: Mapping[str, int], urls: Mapping[str, str]) -> Process:

@@ -18,23 +18,23 @@ def api(stripe: StripeStandIn) -> StripeClient:
 
 
 @pytest.fixture
-def make_session(api: StripeClient) -> Callable[..., str]:
+def line_item() -> dict[str, Any]:
+    """A bundle of $50."""
+    return {
+        "quantity": 1,
+        "price_data": {"currency": "usd", "unit_amount": 5000, "product_data": {"name": "Solo"}},
+    }
+
+
+@pytest.fixture
+def make_session(api: StripeClient, line_item: dict[str, Any]) -> Callable[..., str]:
     """Makes an open session for a bundle of $50, and returns its id."""
 
     def make(**more: Any) -> str:
         params: Any = {
             "mode": "payment",
             "success_url": "https://console.example/paid?session={CHECKOUT_SESSION_ID}",
-            "line_items": [
-                {
-                    "quantity": 1,
-                    "price_data": {
-                        "currency": "usd",
-                        "unit_amount": 5000,
-                        "product_data": {"name": "Solo"},
-                    },
-                }
-            ],
+            "line_items": [line_item],
             **more,
         }
         return api.v1.checkout.sessions.create(params).id

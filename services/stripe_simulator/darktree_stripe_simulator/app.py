@@ -60,6 +60,7 @@ def make_app(settings: Settings, clock: Clock = time.time) -> Starlette:
 
     routes = [
         Route("/healthz", healthz),
+        Route("/readyz", healthz),
         Route("/v1/files/{id}/contents", contents),
         Route("/v1/{path:path}", kept(api.handle), methods=_METHODS),
         Route("/pay/{id}", kept(pages.pay), methods=["GET", "POST"]),

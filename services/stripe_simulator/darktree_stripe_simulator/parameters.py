@@ -71,7 +71,8 @@ class CreateSession(Parameters):
     customer_email: Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$", max_length=800)] | None = None
     customer_creation: Literal["always", "if_required"] = "if_required"
     metadata: Metadata = Field(default={})
-    payment_method_types: list[PaymentMethodType] | None = None
+    allowed_payment_method_types: list[PaymentMethodType] | None = None
+    excluded_payment_method_types: list[PaymentMethodType] = Field(default=[], max_length=3)
     payment_intent_data: PaymentIntentData = PaymentIntentData()
     automatic_tax: Switch = Switch(enabled=False)
     tax_id_collection: Switch | None = None

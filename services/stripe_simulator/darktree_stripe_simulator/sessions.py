@@ -232,7 +232,9 @@ def _rename(account: Account, session: Object) -> None:
 
 
 def _fields(given: CreateSession, currency: str, total: int, expires_at: int) -> Object:
-    kinds = given.payment_method_types or DYNAMIC_METHODS.get(currency, [CARD])
+    usual = DYNAMIC_METHODS.get(currency, [CARD])
+    kinds: list[str] = [*(given.allowed_payment_method_types or usual)]
+    kinds = [kind for kind in kinds if kind not in given.excluded_payment_method_types]
     absent: tuple[str, ...] = (
         "after_expiration", "allow_promotion_codes", "client_secret", "collected_information", "consent",
         "consent_collection", "currency_conversion", "customer_details", "invoice", "origin_context", "payment_intent",
@@ -244,6 +246,7 @@ def _fields(given: CreateSession, currency: str, total: int, expires_at: int) ->
     automatic_tax = given.automatic_tax.enabled
     return fields | {
         "adaptive_pricing": {"enabled": False},
+        "allowed_payment_method_types": given.allowed_payment_method_types,
         "amount_subtotal": total,
         "amount_total": total,
         "automatic_tax": {
@@ -264,6 +267,7 @@ def _fields(given: CreateSession, currency: str, total: int, expires_at: int) ->
         "customer_creation": None if given.customer else given.customer_creation,
         "customer_email": given.customer_email,
         "discounts": [],
+        "excluded_payment_method_types": given.excluded_payment_method_types or None,
         "expires_at": expires_at,
         "invoice_creation": {"enabled": False, "invoice_data": _no_invoice()},
         "livemode": False,
@@ -272,7 +276,7 @@ def _fields(given: CreateSession, currency: str, total: int, expires_at: int) ->
         "mode": given.mode,
         "payment_method_collection": "if_required",
         "payment_method_options": {"card": {"request_three_d_secure": "automatic"}},
-        "payment_method_types": list(kinds),
+        "payment_method_types": kinds,
         "payment_status": "unpaid",
         "phone_number_collection": {"enabled": False},
         "shipping_options": [],
