@@ -112,6 +112,11 @@ async def post(ledger: LedgerClient, operation: Post) -> None:
     await _apply(ledger, operation)
 
 
+async def apply(ledger: LedgerClient, operation: Operation) -> Result:
+    """Have the ledger do something. Raises OperationConflict for a reused id, Unavailable when it was not done."""
+    return await _apply(ledger, operation)
+
+
 async def cap(ledger: LedgerClient, customer_id: str) -> CapView:
     """Return the cap, what is used of it, and its latest changes."""
     with ledger_refusals():

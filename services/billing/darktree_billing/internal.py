@@ -24,7 +24,7 @@ router = APIRouter(
 
 @router.post("/keys/verify", responses=refusals(400, 404))
 async def verify_key(body: VerifyKey, session: Session, peppers: ThePeppers) -> VerifiedKey:
-    """Tell whose key this is; 404 when it is unknown, revoked or expired."""
+    """Tell whose key this is; 404 when it is unknown, revoked or expired, 403 `account_frozen` when its owner is."""
     return await keys.verify_key(session, peppers, body)
 
 

@@ -15,7 +15,8 @@ from sqlalchemy import ColumnElement, case, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
-from darktree_billing.errors import TooManyKeys, UnknownCustomer, UnknownKey
+from darktree_billing.errors import AccountFrozen, TooManyKeys, UnknownCustomer, UnknownKey
+from darktree_billing.freezes import is_frozen
 from darktree_billing.key_format import key_digest, make_key, prefix_of
 from darktree_billing.models import ApiKey, Customer
 from darktree_billing.schemas import (
@@ -85,7 +86,7 @@ async def create_key(
 
 
 async def verify_key(session: AsyncSession, peppers: Peppers, body: VerifyKey) -> VerifiedKey:
-    """Return whose key this is. Raises UnknownKey when it may not be used, without telling why.
+    """Return whose key this is. Raises UnknownKey when it may not be used, without telling why, and AccountFrozen.
 
     A first use of the day is noted, and a key stored under an older pepper moves to the current one: the
     only moment at which its SHA-256 is at hand.
@@ -97,6 +98,8 @@ async def verify_key(session: AsyncSession, peppers: Peppers, body: VerifyKey) -
     expected = peppers.digest(body.key_sha256, key.pepper_version)
     if expected is None or not hmac.compare_digest(expected, key.digest) or status != "active":
         raise UnknownKey(body.key_id)
+    if await is_frozen(session, key.customer_id):
+        raise AccountFrozen(key.customer_id)
     if key.pepper_version != peppers.current:
         key.digest = peppers.digest(body.key_sha256, peppers.current) or key.digest
         key.pepper_version = peppers.current

@@ -1,6 +1,6 @@
-"""What billing tells Prometheus beside what every service does. Set when it reconciles."""
+"""What billing tells Prometheus beside what every service does: when it reconciles, and how buying goes."""
 
-from prometheus_client import Gauge
+from prometheus_client import Counter, Gauge
 
 RECONCILED = Gauge(
     "darktree_reconciliation_timestamp_seconds", "When this process last held the ledger against the rest."
@@ -27,4 +27,22 @@ STRIPE_DIFFERENCE = Gauge(
     "darktree_reconciliation_stripe_difference_nanos",
     "What the ledger has more than Stripe, in nano-dollars, by kind of exception.",
     ["bucket"],
+)
+WEBHOOKS = Counter(
+    "darktree_stripe_webhooks_total",
+    "Webhook events received: new, repeated, forged, or while buying is off.",
+    ["result"],
+)
+EVENTS_HANDLED = Counter(
+    "darktree_stripe_events_handled_total", "Attempts at events: done, ignored, failed, dead.", ["result"]
+)
+EVENTS_WAITING = Gauge("darktree_stripe_events_waiting", "Events that are not handled yet.")
+EVENTS_OLDEST = Gauge(
+    "darktree_stripe_events_oldest_seconds", "For how long the oldest of them has been waiting."
+)
+EVENTS_DEAD = Gauge("darktree_stripe_events_dead", "Events that were given up and need a person.")
+ORDERS = Gauge("darktree_orders", "Orders that are not finished, by state; review needs a person.", ["state"])
+SWEPT = Gauge(
+    "darktree_stripe_swept_timestamp_seconds",
+    "When this process last asked Stripe for everything that may have been missed, and got it.",
 )

@@ -20,7 +20,7 @@ MANIFEST, NOTE = "manifest.json", "manifest.note"
 PREVIEW = "PREVIEW-"
 MAX_FILES = 100
 MAX_FILE_BYTES = 100_000_000
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can say: the bytes must not tell when they were made
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can say: the bytes must not tell when they were made
 
 
 class PackError(ValueError):
@@ -62,7 +62,7 @@ def make_pack(month: str, files: Mapping[str, bytes], manifest: bytes, signer: S
     written = io.BytesIO()
     with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in sorted(packed.items()):
-            entry = zipfile.ZipInfo(name if signer else PREVIEW + name, _EPOCH)
+            entry = zipfile.ZipInfo(name if signer else PREVIEW + name, EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, content)

@@ -94,6 +94,15 @@ class ReversalRow(SQLModel, table=True):
         """Whether it has taken something that was not given back."""
         return self.taken_at is not None and self.returned_at is None
 
+    @property
+    def held_cents(self) -> int:
+        parts = (self.credit_cents, self.tax_cents, self.lost_cents)
+        return sum(part or 0 for part in parts) if self.is_held else 0
+
+    @property
+    def is_inquiry(self) -> bool:
+        return self.kind == "dispute" and self.status.startswith("warning_")
+
 
 class EventRow(SQLModel, table=True):
     """An event of Stripe's as it was received. What it says is only a hint to look; the payload is kept as evidence."""

@@ -10,7 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from darktree_kit.money import MAX_AMOUNT_NANOS, NANOS_PER_CENT
-from darktree_ledger.schemas import Name, Text
+from darktree_ledger.schemas import Text
 
 ORDER_ID_PATTERN = r"^ord_[0-9a-f]{32}$"
 STRIPE_ID_PATTERN = r"^[A-Za-z0-9_]{1,255}$"
@@ -140,7 +140,6 @@ class SetFrozen(_Body):
 
     frozen: bool
     reason: Text
-    by: Name = "admin"
 
 
 class FreezeChange(BaseModel):
@@ -176,6 +175,5 @@ class PaymentsStatus(BaseModel):
     events_waiting: int
     oldest_waiting_seconds: int | None
     events_dead: int
-    orders_open: int
-    orders_in_review: int
+    orders: dict[OrderState, int] = Field(description="How many are open, processing, and in review.")
     swept_at: datetime | None

@@ -68,6 +68,8 @@ class Plan(_Part):
     display_name: DisplayName
     price_nanos: Annotated[Dollars, Field(gt=0, multiple_of=NANOS_PER_CENT)] = Field(alias="price")
     default_cap_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+    # A price kept at Stripe, of exactly this plan's price; without it each Checkout Session is told the price.
+    stripe_price_id: Annotated[str, Field(pattern=r"^price_[A-Za-z0-9_]{1,200}$")] | None = None
 
 
 class DedicatedLane(_Part):

@@ -57,3 +57,19 @@ class Settings(DatabaseSettings):
     """The sender of mails."""
     links_per_address: int = Field(20, ge=1)
     """How many sign-in links one network address may ask for in a quarter of an hour; raise it behind a proxy."""
+    stripe_api_key: SecretStr | None = None
+    """Stripe's secret key (a restricted one is enough: docs/payments.md); without it buying is off."""
+    stripe_api_base: Annotated[str, Field(pattern=r"^(https?://[^/\s?#]+)?$")] = ""
+    """Where Stripe's API is: empty for Stripe's own, else a stand-in for it."""
+    stripe_webhook_secrets: SecretStr = SecretStr("")
+    """The signing secrets of the webhook endpoint, newest first, with commas between; empty: no event is taken."""
+    stripe_webhook_tolerance_seconds: int = Field(300, gt=0, le=3_600)
+    """How old the signature of an event may be."""
+    stripe_automatic_tax: bool = False
+    """Let Stripe Tax add sales tax; it is owed to others and never becomes credits."""
+    stripe_tax_code: Annotated[str, Field(pattern=r"^(txcd_[0-9]{8})?$")] = ""
+    """Stripe's product tax code of credits, such as `txcd_10103001`; empty: the account's default."""
+    stripe_poll_seconds: float = Field(300.0, gt=0)
+    """The pause between two sweeps, which ask Stripe for what no webhook brought."""
+    stripe_workers: int = Field(2, ge=0, le=16)
+    """How many events this process handles at the same time; 0 leaves events and sweeps to other processes."""

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from darktree_billing.client import key_digest, key_id_of
+from darktree_billing.errors import AccountFrozen
 from darktree_billing.schemas import VerifiedKey
 from darktree_gateway.errors import MeteringUnavailable
 from darktree_kit.clock import Clock, Monotonic, monotonic, utc_now
@@ -35,6 +36,7 @@ class Caller:
 class _Answer:
     caller: Caller | None
     until: float  # monotonic seconds
+    frozen: bool = False
 
 
 class Authenticator:
@@ -62,8 +64,8 @@ class Authenticator:
     async def identify(self, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
         """Return who calls.
 
-        Raises Unauthorized; Forbidden when `X-Customer-Id` names another customer; MeteringUnavailable when billing
-        does not say.
+        Raises Unauthorized; Forbidden when the customer is frozen, or `X-Customer-Id` names another one;
+        MeteringUnavailable when billing does not say.
         """
         authorization = customer = None
         for name, value in headers:
@@ -88,6 +90,12 @@ class Authenticator:
         answer = self._answers.get(digest)
         if answer is None or answer.until <= self._now():
             answer = await self._ask(key_id, digest)
+        if answer.frozen:
+            raise Forbidden(
+                "This account is frozen: a payment is disputed, or the platform's team froze it. Your keys work again "
+                "when that is settled.",
+                code=AccountFrozen.code,
+            )
         if answer.caller is None:
             raise _incorrect_key()
         return answer.caller
@@ -105,7 +113,12 @@ class Authenticator:
 
     async def _look_up(self, key_id: str, digest: str) -> _Answer:
         asked = self._now()
-        key = await self._verify(key_id, digest)
+        try:
+            key = await self._verify(key_id, digest)
+        except ApiError as error:
+            if error.answer_code != AccountFrozen.code:
+                raise
+            return self._kept(digest, _Answer(None, asked + self._unknown_key_seconds, frozen=True))
         if key is None:
             answer = _Answer(None, asked + self._unknown_key_seconds)
         else:
@@ -113,6 +126,9 @@ class Authenticator:
             if key.expires_at is not None:
                 seconds = min(seconds, (key.expires_at - self._clock()).total_seconds())
             answer = _Answer(Caller(key.customer_id, key.key_id), asked + seconds)
+        return self._kept(digest, answer)
+
+    def _kept(self, digest: str, answer: _Answer) -> _Answer:
         self._answers.pop(digest, None)
         while len(self._answers) >= self._max_keys:
             self._answers.pop(next(iter(self._answers)))  # the one asked longest ago
