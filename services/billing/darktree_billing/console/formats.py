@@ -45,6 +45,11 @@ def about(nanos: int) -> str:
     return dollars(cents * NANOS_PER_CENT if nanos >= 0 else -cents * NANOS_PER_CENT)
 
 
+def cents(amount: int) -> str:
+    """Return an amount of whole cents, as Stripe tells it."""
+    return dollars(amount * NANOS_PER_CENT)
+
+
 def count(number: int) -> str:
     return f"{number:,}".replace("-", MINUS)
 
@@ -118,6 +123,7 @@ FILTERS = {
     "whole_dollars": whole_dollars,
     "price_per_thousand": price_per_thousand,
     "about": about,
+    "cents": cents,
     "count": count,
     "short_count": short_count,
     "duration": duration,

@@ -4,7 +4,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.responses import RedirectResponse
 
 from darktree_billing.console.shell import TEAM_HOME
-from darktree_billing.team import customer, directory, holds, home, lanes, wishes
+from darktree_billing.team import customer, directory, events, holds, home, lanes, orders, wishes
 
 router = APIRouter(include_in_schema=False)
 
@@ -17,5 +17,5 @@ async def front_door() -> RedirectResponse:
 def install(app: FastAPI) -> None:
     """Add the team's pages to an application that has the console."""
     app.include_router(router)
-    for part in (home, directory, customer, wishes, holds, lanes):
+    for part in (home, directory, customer, wishes, holds, orders, events, lanes):
         app.include_router(part.router)
