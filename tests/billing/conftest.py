@@ -5,6 +5,7 @@ import io
 import re
 import socket
 import threading
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,13 +26,16 @@ from starlette.types import ASGIApp
 from darktree_billing.app import make_app as make_billing_app
 from darktree_billing.client import AdminClient, BillingClient
 from darktree_billing.settings import Settings
+from darktree_kit.money import NANOS_PER_CENT
 from darktree_kit.notes import make_signer, write_signer
 from darktree_ledger.app import make_app as make_ledger_app
 from darktree_ledger.settings import Settings as LedgerSettings
+from darktree_stripe_simulator.client import StripeStandIn
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PEPPER = "a pepper that only the tests know"
 ADMIN_TOKEN = "admin-token-of-the-tests"
+DEADLINE_SECONDS = 20
 
 Serving = Callable[[ASGIApp], AbstractContextManager[str]]
 
@@ -140,6 +144,109 @@ def own_platform(
 ) -> Iterator[Platform]:
     """A platform for one test alone, for tests that count everything or break something."""
     with running_platform(tmp_path) as running:
+        yield running
+
+
+@dataclass
+class Store:
+    """A platform that sells through a stand-in for Stripe, and the ways in."""
+
+    platform: Platform
+    stripe: StripeStandIn
+    billing_url: str
+    http: httpx.Client
+
+    def customer(self, plan: str = "solo") -> str:
+        """Return a customer who is on a plan, as an administrator makes one."""
+        body = {"name": "Acme", "email": "acme@example.com", "plan": plan}
+        return str(self.answer("POST", "/admin/customers", body)["id"])
+
+    def order(self, customer_id: str, plan: str = "solo") -> dict[str, Any]:
+        """Begin to buy; return the order, with its session."""
+        path = f"/admin/customers/{customer_id}/checkouts"
+        return self.see(self.answer("POST", path, {"plan": plan})["order_id"])
+
+    def bought(self, customer_id: str, plan: str = "solo") -> dict[str, Any]:
+        """Buy with a card; return the order once the credits are granted."""
+        order = self.order(customer_id, plan)
+        self.stripe.pay(order["session_id"])
+        self.handle()
+        paid = self.see(order["id"])
+        assert paid["state"] == "paid", paid
+        return paid
+
+    def see(self, order_id: str) -> dict[str, Any]:
+        return self.answer("GET", f"/admin/orders/{order_id}")
+
+    def handle(self) -> None:
+        """Deliver what was not delivered, and wait until everything was handled."""
+        self.stripe.deliver()
+        self.wait(lambda: self.status()["events_waiting"] == 0)
+
+    def status(self) -> dict[str, Any]:
+        return self.answer("GET", "/admin/payments/status")
+
+    def balance(self, customer_id: str) -> int:
+        """Return the balance in cents."""
+        nanos: int = self.answer("GET", f"/admin/customers/{customer_id}/balance")["balance_nanos"]
+        assert nanos % NANOS_PER_CENT == 0
+        return nanos // NANOS_PER_CENT
+
+    def entries(self, customer_id: str) -> list[tuple[str, str, str, int, str | None]]:
+        """Return what moved, oldest first: kind, from, to, cents, reference."""
+        page = self.answer("GET", f"/admin/customers/{customer_id}/entries")["data"]
+        return [
+            (
+                row["kind"],
+                row["debit_account"],
+                row["credit_account"],
+                row["amount_nanos"] // NANOS_PER_CENT,
+                row["reference"],
+            )
+            for row in reversed(page)
+        ]
+
+    def answer(self, method: str, path: str, body: Any = None, status: int | None = None) -> dict[str, Any]:
+        answer = self.http.request(method, path, json=body)
+        assert answer.status_code == status if status else answer.is_success, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def wait(self, is_so: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not is_so():
+            assert time.monotonic() < deadline, self.answer("GET", "/admin/events?state=waiting")
+            time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def running_store(
+    make_stripe: Callable[..., AbstractContextManager[StripeStandIn]],
+) -> Callable[..., AbstractContextManager[Store]]:
+    """Lets a platform sell for as long as a `with` lasts."""
+
+    @contextmanager
+    def run(platform: Platform, **changes: Any) -> Iterator[Store]:
+        with make_stripe() as stripe:
+            url = platform.serve_billing(
+                **{
+                    "stripe_api_key": SecretStr(stripe.key),
+                    "stripe_api_base": stripe.url,
+                    "stripe_webhook_secrets": SecretStr(stripe.webhook_secret),
+                    "stripe_poll_seconds": 86_400,
+                }
+                | changes
+            )
+            stripe.send_to(f"{url}/webhooks/stripe")
+            yield Store(platform, stripe, url, platform.http(url=url))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def store(platform: Platform, running_store: Callable[..., AbstractContextManager[Store]]) -> Iterator[Store]:
+    """A platform that sells, which a module's tests share: each has customers of its own."""
+    with running_store(platform) as running:
         yield running
 
 
