@@ -89,3 +89,11 @@ class Reason(StrEnum):
         "TemplateOutdated",
         "A newer operator or configuration would start the pods otherwise.",
     )
+
+
+_BY_NAME = {reason.value: reason for reason in Reason}
+
+
+def named(name: str) -> Reason:
+    """Return the reason that is written so. Raises KeyError when it is not in the list."""
+    return _BY_NAME[name]

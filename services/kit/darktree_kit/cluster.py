@@ -244,11 +244,11 @@ async def _credentials(kubeconfig: str | None, context: str | None) -> Configura
     try:
         if kubeconfig is None and context is None:
             try:
-                kubernetes_config.load_incluster_config(configuration)
+                kubernetes_config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
                 return configuration
             except kubernetes_config.ConfigException:
                 pass  # not in a pod
-        await kubernetes_config.load_kube_config(
+        await kubernetes_config.load_kube_config(  # type: ignore[no-untyped-call]
             config_file=kubeconfig, context=context, client_configuration=configuration
         )
     except (kubernetes_config.ConfigException, OSError, TypeError, ValueError) as error:
