@@ -23,6 +23,7 @@ from darktree_stripe_simulator.values import parse
 
 MAX_BODY_BYTES = 6 * 2**20  # Stripe takes files of up to 5 MB
 MAX_IDEMPOTENCY_KEY_CHARACTERS = 255
+TRANSPORT = "darktree_stripe_simulator.transport"
 IDEMPOTENCY_SECONDS = 24 * 3_600
 
 
@@ -70,7 +71,7 @@ class Api:
 
     async def _answer(self, request: Request, content: bytes, request_id: str, failing: int | None) -> Answer:
         method, path = request.method, request.url.path
-        if method == "POST" and path == "/v1/files":
+        if method == "POST" and path == "/v1/files" and is_multipart(request):
             return Answer(200, await files.upload(self._account, request), {})
         found = endpoints.find(method, path)
         if found is None:
@@ -154,19 +155,28 @@ class Api:
 
 
 class BrokenResponse(Response):
-    """A connection that breaks before the answer: the server closes one whose answer has no end."""
+    """A connection that breaks before the first byte of the answer."""
 
     def __init__(self) -> None:
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]})
+        scope[TRANSPORT].abort()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+
+def is_multipart(request: Request) -> bool:
+    return request.headers.get("content-type", "").startswith("multipart/form-data")
 
 
 async def read_body(request: Request) -> bytes:
     """Return the whole body. Raises HTTPException when it is too large."""
-    if request.headers.get("content-type", "").startswith("multipart/form-data"):
-        return b""  # read as a form, which has a bound of its own
+    if is_multipart(request):
+        length = request.headers.get("content-length", "")
+        if not length.isdigit() or int(length) > MAX_BODY_BYTES:
+            raise HTTPException(413, f"A form with files says its length, at most {MAX_BODY_BYTES} bytes.")
+        return b""  # read by who takes files
     content = bytearray()
     async for part in request.stream():
         content += part

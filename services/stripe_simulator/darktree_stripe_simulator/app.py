@@ -12,10 +12,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from darktree_stripe_simulator import due, files, state
 from darktree_stripe_simulator.account import Account, Clock
-from darktree_stripe_simulator.api import Api
+from darktree_stripe_simulator.api import TRANSPORT, Api
 from darktree_stripe_simulator.control import Control
 from darktree_stripe_simulator.errors import Refusal
 from darktree_stripe_simulator.faults import FaultBox
@@ -27,7 +28,7 @@ MAX_PAUSE_SECONDS = 3_600.0
 _METHODS = ["GET", "POST", "DELETE", "PUT", "PATCH"]
 
 
-def make_app(settings: Settings, clock: Clock = time.time) -> Starlette:
+def make_app(settings: Settings, clock: Clock = time.time) -> ASGIApp:
     """Return the stand-in. Raises StateError when its state cannot be read."""
     settings = settings.model_copy(deep=True)  # a test changes the webhook
     account = Account(settings, clock)
@@ -87,7 +88,20 @@ def make_app(settings: Settings, clock: Clock = time.time) -> Starlette:
         if settings.state is not None:
             state.save(account, settings.state)
 
-    return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+    return Breakable(Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan))
+
+
+class Breakable:
+    """Tells the application the connection of a request, which ASGI does not know, so that a fault can break it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            cycle: Any = getattr(send, "__self__", None)  # uvicorn's
+            scope[TRANSPORT] = cycle.transport
+        await self._app(scope, receive, send)
 
 
 async def _time_goes_by(account: Account, courier: Courier) -> None:
