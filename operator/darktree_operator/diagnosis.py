@@ -1,7 +1,7 @@
 """What an engine's last words mean: a reason of the closed list, and what would mend it.
 
-A table, most specific first: what real vLLM, or what it stands on, says, and a hint that names a field of the lane. Every
-row has a test with the engine's own words.
+A table, most specific first: what real vLLM, or what it stands on, says, and a hint that names a field of the lane.
+Every row has a test with the engine's own words.
 """
 
 import re

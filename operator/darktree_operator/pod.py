@@ -53,7 +53,6 @@ _ASKED: dict[str, Any] = {
     "accelerator": True,
     "cold_start": {"startup_timeout_seconds"},
     "drain": True,
-    "cache": {"mode"},
     "secrets": True,
     "availability": {"priority_class_name", "spread"},
     "restart": True,
@@ -78,8 +77,10 @@ def revision(resolved: Resolved, secret_hashes: Mapping[str, str]) -> Revision:
     template = _template(resolved, secrets)
     name = digest(template)
     template["metadata"]["labels"][REVISION_LABEL] = name
-    asked = resolved.lane.spec.model_dump(include=_ASKED, exclude_defaults=True, mode="json")
-    speed = resolved.lane.annotations if resolved.lane.spec.engine.kind == "Simulator" else {}
+    spec = resolved.lane.spec
+    cache = {"mode", "size"} if spec.cache.mode == "Ephemeral" else {"mode"}  # a claim grows without the pod
+    asked = spec.model_dump(include=_ASKED | {"cache": cache}, exclude_defaults=True, mode="json")
+    speed = resolved.lane.annotations if spec.engine.kind == "Simulator" else {}
     return Revision(name, digest([asked, secrets, sorted(speed.items())]), template)
 
 
