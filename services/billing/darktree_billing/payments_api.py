@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.security import HTTPBearer
 
 from darktree_billing import events, evidence, freezes, orders, payment_health, refunds, sweep
@@ -160,9 +160,11 @@ async def set_freeze(customer_id: CustomerIdInPath, body: SetFrozen, session: Se
 
 
 @router.post("/payments/sweep", responses=refusals(409))
-async def sweep_now(shop: TheShop) -> SweepReport:
+async def sweep_now(shop: TheShop, request: Request) -> SweepReport:
     """Ask Stripe for everything that may have been missed, now."""
-    return await sweep.sweep(shop)
+    report = await sweep.sweep(shop)
+    request.app.state.inbox.wake()
+    return report
 
 
 @router.get("/payments/status")
