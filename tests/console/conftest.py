@@ -119,9 +119,9 @@ class Platform:
         assert person.post(self.link(email), headers=headers).status_code == 303
         return person
 
-    def sign_up(self, email: str, name: str = "Acme Ltd") -> Person:
+    def sign_up(self, email: str, name: str = "Acme Ltd", person: Person | None = None) -> Person:
         """Sign somebody in and open an account."""
-        person = self.sign_in(email)
+        person = self.sign_in(email, person)
         page = person.page("/console/welcome")
         token = re.search(r'name="csrf" value="([0-9a-f]{64})"', page)
         assert token is not None
