@@ -1,10 +1,14 @@
-"""A lane's whole status, from what was observed and planned: pure. What is absent was not reported; it is never zero."""
+"""A lane's whole status, from what was observed and planned: pure.
+
+What is absent was not reported; it is never zero.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from darktree_operator import instants
+from darktree_operator.arguments import PORT
 from darktree_operator.autoscaling import Scaling
 from darktree_operator.conditions import Facts, conditions
 from darktree_operator.diagnosis import diagnose
@@ -15,7 +19,6 @@ from darktree_operator.pod import (
     COMPONENT_LABEL,
     CONTAINER,
     DOWNLOAD_COMPONENT,
-    PORT,
     TEMPLATE_VERSION,
     TEMPLATE_VERSION_ANNOTATION,
     selector,
@@ -62,7 +65,7 @@ def status_of(
     serving = _serving(before, seen, lane, observed.now)
     status: Object = {
         "observedGeneration": facts.generation,
-        "phase": _phase(facts, said),
+        "phase": _phase(said),
         "desiredReplicas": scaling.replicas,
         "replicas": seen.replicas,
         "updatedReplicas": seen.updated if facts.progress.applied == facts.target else 0,
@@ -104,7 +107,7 @@ def _merged(before: object, after: object) -> object:
     return after
 
 
-def _phase(facts: Facts, said: Mapping[str, Object]) -> str:
+def _phase(said: Mapping[str, Object]) -> str:
     def holds(name: str) -> bool:
         return bool(said[name]["status"] == "True")
 

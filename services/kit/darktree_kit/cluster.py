@@ -91,7 +91,9 @@ class Cluster:
         params = {"limit": str(PAGE_ITEMS)} | ({"labelSelector": selector} if selector else {})
         for _ in range(MAX_PAGES):
             page = await self._call("GET", resource.path(namespace), params=params)
-            objects += page.get("items") or []
+            # Items of a list say neither their kind nor their version; those of a watch do.
+            kind = {"apiVersion": resource.api_version, "kind": resource.kind}
+            objects += [{**kind, **item} for item in page.get("items") or ()]
             metadata = page.get("metadata") or {}
             if not metadata.get("continue"):
                 return objects, str(metadata.get("resourceVersion") or "")

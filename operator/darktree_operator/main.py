@@ -1,0 +1,51 @@
+"""What kopf runs: the process' start, end and liveness, and a handler that has a lane looked at. `kopf run -A -m` this.
+
+kopf's watch does not tell of what was deleted while it was broken off, and its handlers keep their progress in the
+objects; so handlers do nothing but enqueue, and what is true comes from the operator's own copies.
+"""
+
+from typing import Any
+
+import kopf
+
+from darktree_kit import logs
+from darktree_operator.lane import GROUP, PLURAL, VERSION
+from darktree_operator.process import NotAlive, Operator
+from darktree_operator.settings import Settings
+
+MAX_STOP_SECONDS = 15
+
+
+@kopf.on.startup()
+async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> None:
+    """Begin to follow the API server."""
+    said = Settings()
+    logs.configure("operator", said.log_level)
+    settings.posting.enabled = False
+    settings.peering.standalone = True  # several operators are told apart by a Lease
+    settings.scanning.disabled = True
+    settings.process.ultimate_exiting_timeout = MAX_STOP_SECONDS
+    memo.operator = Operator(said)
+    await memo.operator.start()
+
+
+@kopf.on.cleanup()
+async def stop(memo: kopf.Memo, **_: Any) -> None:
+    """Write no more, and give the lease back."""
+    await memo.operator.stop()
+
+
+@kopf.on.probe(id="reconciling")
+async def alive(memo: kopf.Memo, **_: Any) -> dict[str, object]:
+    """Fail when reconciling has stopped, not only when the process has."""
+    try:
+        found: dict[str, object] = memo.operator.check()
+    except NotAlive as error:
+        raise kopf.PermanentError(str(error)) from error
+    return found
+
+
+@kopf.on.event(GROUP, VERSION, PLURAL)
+async def changed(namespace: str | None, name: str | None, memo: kopf.Memo, **_: Any) -> None:
+    """Have the lane looked at."""
+    memo.operator.enqueue((namespace or "", name or ""))
