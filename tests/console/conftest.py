@@ -1,5 +1,6 @@
 """The console on a real ledger and a real Postgres whose clock the tests move, and the people who look at it."""
 
+import asyncio
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -17,11 +18,17 @@ from starlette.types import ASGIApp
 
 from darktree_billing.app import make_app as make_billing_app
 from darktree_billing.settings import Settings
+from darktree_kit.db import connect
+from darktree_kit.ids import uuid7
 from darktree_kit.notes import make_signer, write_signer
 from darktree_ledger.app import make_app as make_ledger_app
+from darktree_ledger.client import LedgerClient
+from darktree_ledger.schemas import ChangeCap, Grant, Hold, Operation, Result, Settle, Void
+from darktree_ledger.sealing import Log
 from darktree_ledger.settings import Settings as LedgerSettings
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+LOG_KEY = make_signer("darktree.dev/ledger/console-test")
 TEAM = "ops@darktree.test"
 ADMIN_TOKEN = "admin-token-of-the-tests"
 
@@ -129,6 +136,72 @@ class Platform:
         done = person.post("/console/welcome", data={"csrf": token[1], "name": name}, headers=headers)
         assert done.status_code == 303, done.text
         return person
+
+    def apply(self, *operations: Operation) -> list[Result]:
+        """Apply operations one after the other, holds and settlements as a gateway."""
+
+        async def run() -> list[Result]:
+            clients = {
+                token: LedgerClient(self.ledger_url, token)
+                for token in (self.settings.gateway_token, self.settings.ledger_token)
+                for token in [token.get_secret_value()]
+            }
+            gateway, billing = clients.values()
+            results = []
+            for operation in operations:
+                of_gateway = operation.op in {"hold", "settle", "void", "renew"}
+                results.append(await (gateway if of_gateway else billing).apply(operation))
+            for client in clients.values():
+                await client.close()
+            return results
+
+        return asyncio.run(run())
+
+    def grant(self, customer_id: str, dollars: int, source: Any = "purchase") -> None:
+        grant = Grant(
+            operation_id=uuid7(), customer_id=customer_id, amount_nanos=dollars * 10**9, source=source,
+            reason=f"a {source}", actor="test", reference="pi_test",
+        )  # fmt: skip
+        assert self.apply(grant)[0].outcome == "done"
+
+    def set_cap(self, customer_id: str, cap_tokens: int) -> None:
+        change = ChangeCap(
+            operation_id=uuid7(), customer_id=customer_id, cap_tokens=cap_tokens,
+            reason="the plan's cap", actor="stripe"
+        )  # fmt: skip
+        assert self.apply(change)[0].outcome == "done"
+
+    def use(self, customer_id: str, key_id: str, tokens: int, model: str = "qwen25-14b-awq") -> str:
+        """Use so many tokens; return why not, or `done`."""
+        prompt = tokens * 3 // 4
+        hold = Hold(
+            hold_id=uuid7(), customer_id=customer_id, key_id=key_id, model=model, lane="standard",
+            prompt_tokens=prompt, completion_tokens=tokens - prompt, exact=True, prompt_price_nanos=750_000,
+            completion_price_nanos=750_000, ttl_seconds=60,
+        )  # fmt: skip
+        settle = Settle(
+            hold_id=hold.hold_id, customer_id=customer_id, entry_id=uuid7(), prompt_tokens=prompt,
+            completion_tokens=tokens - prompt,
+        )  # fmt: skip
+        held = self.apply(hold)[0]
+        if held.outcome != "done" or (held.completion_tokens or 0) < tokens - prompt:
+            if held.outcome == "done":
+                self.apply(Void(hold_id=hold.hold_id, customer_id=customer_id))
+            return held.reason or "clamped"
+        return self.apply(settle)[0].outcome
+
+    def seal(self) -> None:
+        """Put every entry under a signed checkpoint."""
+
+        async def run() -> None:
+            connection = await connect(self.database.url_as("darktree_sealer"))
+            async with connection:
+                log = await Log.open(connection, [LOG_KEY])
+                while await log.seal():
+                    pass
+                await log.sign()
+
+        asyncio.run(run())
 
     def customer_of(self, email: str) -> str:
         ((customer_id,),) = self.sql("SELECT customer_id FROM billing.member WHERE email = %s", email)

@@ -82,10 +82,10 @@ async def read_statement(
     async with statement(
         session, ledger, customer_id, _period(period), request.app.state.seller_name
     ) as made:
-        file = await asyncio.to_thread(_written, made, format, key)
+        file = await asyncio.to_thread(written, made, format, key)
         name = f"{made.number}.{format}"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return StreamingResponse(_pieces(file), media_type=MEDIA_TYPES[format], headers=headers)
+    return StreamingResponse(pieces(file), media_type=MEDIA_TYPES[format], headers=headers)
 
 
 @router.get(
@@ -116,7 +116,7 @@ def _period(text: str) -> Period:
         raise BadRequest(f"period: {error}.", param="period", code="invalid_value") from error
 
 
-def _written(made: Statement, format: Format, signer: Signer) -> IO[bytes]:
+def written(made: Statement, format: Format, signer: Signer) -> IO[bytes]:
     file = tempfile.SpooledTemporaryFile(ENTRIES_IN_MEMORY_BYTES, prefix="dt-statement-")  # noqa: SIM115 - sent later
     match format:
         case Format.JSON:
@@ -129,7 +129,7 @@ def _written(made: Statement, format: Format, signer: Signer) -> IO[bytes]:
     return file
 
 
-def _pieces(file: IO[bytes]) -> Iterator[bytes]:
+def pieces(file: IO[bytes]) -> Iterator[bytes]:
     with file:
         while piece := file.read(PIECE_BYTES):
             yield piece

@@ -116,7 +116,17 @@ def days_in_words(span: timedelta) -> str:
     return f"{days:,} days" if days <= 730 else "more than two years"
 
 
+def iso_day(text: str) -> str:
+    return day(date.fromisoformat(text))
+
+
+def iso_instant(text: str) -> Markup:
+    return instant(datetime.fromisoformat(text))
+
+
 FILTERS = {
+    "iso_day": iso_day,
+    "iso_instant": iso_instant,
     "dollars": dollars,
     "money": money,
     "signed_money": signed_money,

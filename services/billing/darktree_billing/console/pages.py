@@ -9,7 +9,20 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
-from darktree_billing.console import assets, dedicated, home, sign_in
+from darktree_billing.console import (
+    assets,
+    budget,
+    buy,
+    cap,
+    dedicated,
+    entries,
+    home,
+    keys_page,
+    people,
+    sign_in,
+    statements,
+    usage,
+)
 from darktree_billing.console.addresses import team_addresses
 from darktree_billing.console.errors import SignInFirst
 from darktree_billing.console.headers import is_page
@@ -31,7 +44,7 @@ def install(app: FastAPI, settings: Settings) -> None:
     app.state.post = make_post(settings)
     app.state.address_limit = AddressLimit(settings.links_per_address, clock.monotonic)
     app.include_router(assets.router)
-    for part in (sign_in, home, dedicated):
+    for part in (sign_in, home, usage, entries, keys_page, buy, statements, cap, budget, dedicated, people):
         app.include_router(part.router)
     for kind in (ApiError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _as_page(app.exception_handlers[kind]))  # type: ignore[arg-type]
