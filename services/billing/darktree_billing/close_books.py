@@ -43,6 +43,7 @@ COLUMNS = {
     "reinstatement": "disputed",
 }
 _CATEGORY = {"grant": CHARGE, "refund": REFUND, "dispute": DISPUTE, "reinstatement": DISPUTE}
+REFUND_IDS = ("re_", "pyr_")  # Stripe's ids of refunds begin so
 # Where the books differ from the ledger as it was recorded: Stripe's fees and payouts are booked by Stripe's days.
 _TIMED = (STRIPE_CLEARING, "bank", "stripe_fees", "dispute_fees")
 Balances = dict[tuple[str, str], int]
@@ -195,10 +196,16 @@ def _of_lines(lines: Iterable[EntryView]) -> list[Movement]:
         for line in lines
         if not _is_imported(line)
         for movement in movements(
-            line.kind, line.usage_day or line.recorded_at.date(), line.customer_id, line.debit_account,
+            _kind(line), line.usage_day or line.recorded_at.date(), line.customer_id, line.debit_account,
             line.credit_account, line.model, line.amount_nanos, line.bonus_nanos,
         )
     ]  # fmt: skip
+
+
+def _kind(line: EntryView) -> str:
+    """Return what a line is about: a reinstatement undoes a dispute, unless it is of a refund that failed."""
+    is_of_refund = line.kind == "reinstatement" and (line.reference or "").startswith(REFUND_IDS)
+    return "refund" if is_of_refund else line.kind
 
 
 def _is_imported(line: EntryView) -> bool:
@@ -211,7 +218,7 @@ def _fact(line: EntryView) -> Fact | None:
         return None
     return Fact(
         side=LEDGER,
-        category=_CATEGORY.get(line.kind, OTHER),
+        category=_CATEGORY.get(_kind(line), OTHER),
         id=str(line.entry_id),
         known_as=(line.reference,) if line.reference else (),
         amount_nanos=sign * line.amount_nanos,

@@ -161,9 +161,10 @@ class Payments:
             )
         if refunds.has_more or disputes.has_more:
             raise StripeUnavailable(f"{payment_intent_id} has more than {PAGE} refunds or disputes.")
-        found = [refund_facts(one.to_dict()) for one in refunds.data]
-        found += [dispute_facts(one.to_dict()) for one in disputes.data]
-        return sorted(found, key=lambda one: (one.created_at, one.kind == "dispute", one.id))
+        # Stripe lists the newest first, also within a second; of one second's, refunds are taken to be earlier.
+        found = [refund_facts(one.to_dict()) for one in reversed(refunds.data)]
+        found += [dispute_facts(one.to_dict()) for one in reversed(disputes.data)]
+        return sorted(found, key=lambda one: one.created_at)
 
     async def refund(
         self, payment_intent_id: str, amount_cents: int | None, *, key: str, metadata: Mapping[str, str]
