@@ -66,7 +66,7 @@ def test_a_declined_card_is_told_on_the_page_and_what_was_typed_stays(
     url = str(api.v1.checkout.sessions.retrieve(make_session()).url)
     typed = {"method": "card", "number_card": "4000 0000 0000 0002", "email": "a@example.com", "name": "<A>"}
     answer = browser.post(url, data=typed)
-    assert answer.status_code == 402
+    assert answer.status_code == 200, "browsers write other statuses to their console as errors"
     assert "Your card was declined." in answer.text
     assert Form(answer.text).values["name"] == "<A>"
     assert "<A>" not in answer.text

@@ -28,7 +28,9 @@ body { margin: 0 auto; max-width: 30rem; padding: 1.5rem; }
 h1 { font-size: 1.25rem; } .total { font-size: 2rem; font-weight: 600; margin: 0; }
 .note, small { color: #595f69; } @media (prefers-color-scheme: dark) { .note, small { color: #a6adba; } }
 .problem { border-left: 4px solid #b3261e; padding: .25rem .75rem; }
-label, legend { display: block; font-weight: 600; margin-top: 1rem; } fieldset { border: 0; margin: 0; padding: 0; }
+label, legend { display: block; font-weight: 600; margin-top: 1rem; } legend { margin: 0; }
+fieldset { border: 1px solid #8b919c; border-radius: .375rem; margin: 1.25rem 0 0; padding: .25rem 1rem 1rem; }
+fieldset label { font-weight: 400; margin-top: 0; } legend label { font-weight: 600; }
 input[type=text], input[type=email] { box-sizing: border-box; font: inherit; padding: .5rem; width: 100%; }
 button { background: #1f4fd8; border: 0; border-radius: .375rem; color: #fff; cursor: pointer; font: inherit;
   font-weight: 600; margin-top: 1.5rem; padding: .75rem; width: 100%; }
@@ -98,7 +100,12 @@ class Pages:
             f"<td>{money(item['amount_subtotal'], item['currency'])}</td></tr>"
             for item in sessions.line_items(self._account, session)
         )
-        tax = "<p class='note'>Tax is added when you pay.</p>" if session["automatic_tax"]["enabled"] else ""
+        tax = ""
+        if session["automatic_tax"]["status"] == "complete":
+            amount = money(session["total_details"]["amount_tax"], session["currency"])
+            items += f"<tr><td>Tax</td><td>{amount}</td></tr>"
+        elif session["automatic_tax"]["enabled"]:
+            tax = "<p class='note'>Tax is added when you pay.</p>"
         shown = f"<p class='problem' role='alert'>{escape(problem)}</p>" if problem else ""
         back = (
             f"<p><a href='{escape(session['cancel_url'])}'>Back, without paying</a></p>"
@@ -112,7 +119,7 @@ class Pages:
             f"<form method='post'>{_payer(session, form)}{_methods(session, form)}"
             f"<button type='submit'>Pay {total}</button></form>{back}"
         )
-        return _page("Pay", body, 402 if problem else 200)
+        return _page("Pay", body)
 
 
 def success_url(session: Object) -> str:
