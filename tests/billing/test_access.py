@@ -42,6 +42,20 @@ ADMIN_PATHS = [
     ("GET", "/admin/reconciliation"),
     ("GET", "/admin/ledger/export"),
     ("POST", "/admin/ledger/check"),
+    ("POST", "/admin/customers/x/checkouts"),
+    ("GET", "/admin/customers/x/freeze"),
+    ("PUT", "/admin/customers/x/freeze"),
+    ("GET", "/admin/orders"),
+    ("GET", "/admin/orders/ord_1"),
+    ("POST", "/admin/orders/ord_1/check"),
+    ("POST", "/admin/orders/ord_1/refunds"),
+    ("GET", "/admin/reversals"),
+    ("GET", "/admin/disputes/du_1/evidence.zip"),
+    ("GET", "/admin/events"),
+    ("GET", "/admin/events/evt_1"),
+    ("POST", "/admin/events/evt_1/retry"),
+    ("POST", "/admin/payments/sweep"),
+    ("GET", "/admin/payments/status"),
     ("GET", "/admin/status"),
 ]
 INTERNAL_PATHS = [
@@ -56,6 +70,9 @@ PARAMETERS = {
     "aaaaaaaaaaaa": "{key_id}",
     "2026-11.json": "{period}.{format}",
     "2026-11": "{month}",
+    "ord_1": "{order_id}",
+    "du_1": "{dispute_id}",
+    "evt_1": "{event_id}",
 }
 
 

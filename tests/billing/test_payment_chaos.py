@@ -54,6 +54,7 @@ class Life:
         self.order_id = order["order_id"]
         self.session = world.get(f"/admin/orders/{self.order_id}")["session_id"]
         self.events: list[Any] = []
+        self.payment = self.dispute = ""
         self.delivered: set[str] = set()
 
     def step(self, step: Any) -> None:

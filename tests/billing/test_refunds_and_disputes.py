@@ -4,6 +4,7 @@ import io
 import json
 import uuid
 import zipfile
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -246,16 +247,18 @@ def test_refunds_give_back_the_share_of_tax_and_a_dispute_does_not(
 @pytest.mark.parametrize("tax_cents", [0, 1, 413])
 def test_what_was_refunded_whole_has_returned_exactly_price_and_tax(tax_cents: int) -> None:
     order = OrderRow(
-        price_cents=5_000, tax_cents=tax_cents, id="ord", customer_id="c", plan="p", plan_name="P"
-    )
+        id="ord", customer_id="c", plan="p", plan_name="P", price_cents=5_000, tax_cents=tax_cents,
+        credit_nanos=5_000 * NANOS_PER_CENT, cap_tokens=0, created_by="test",
+    )  # fmt: skip
     held: list[ReversalRow] = []
     for place, cents in enumerate((1, 333, 2_000, 1_999, order.total_cents - 4_333)):
         credit, tax, lost = split(order, held, "refund", cents)
         assert (credit + tax, lost) == (cents, 0)
         held.append(
             ReversalRow(
-                id=str(place), kind="refund", credit_cents=credit, tax_cents=tax, lost_cents=0,
-                taken_at="2026-11-01",
+                id=str(place), kind="refund", credit_cents=credit, tax_cents=tax, lost_cents=0, amount_cents=cents,
+                status="succeeded", taken_at=datetime(2026, 11, 1, tzinfo=UTC), order_id="ord", customer_id="c",
+                created_at=datetime(2026, 11, 1, tzinfo=UTC),
             )
         )  # fmt: skip
     assert (sum(r.credit_cents or 0 for r in held), sum(r.tax_cents or 0 for r in held)) == (5_000, tax_cents)

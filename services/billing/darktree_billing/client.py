@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from darktree_billing.close_schemas import CloseList, CloseResult, ImportBalance, ImportedBalance
 from darktree_billing.key_format import key_digest, key_id_of
+from darktree_billing.payments_client import PaymentsCalls
 from darktree_billing.reconciliation_schemas import EngineReading, EngineReadings, ReconciliationReport
 from darktree_billing.request_schemas import (
     CapRequestPage,
@@ -78,7 +79,7 @@ class BillingClient:
         return Catalog.model_validate_json(await self._http.call("GET", "/internal/catalog"))
 
 
-class AdminClient:
+class AdminClient(PaymentsCalls):
     """The administration of customers, keys, caps and credits, with the administrator's token.
 
     Every method raises billing's refusal as an ApiError, and Unreachable when no answer came.
