@@ -20,7 +20,7 @@ def money(nanos: int) -> Markup:
     """Return an amount exactly, with what is less than a cent set smaller."""
     text = dollars(nanos)
     cents = text.index(".") + 3
-    fine = Markup('<span class="fine">{}</span>').format(text[cents:]) if text[cents:] else ""
+    fine = Markup('<span class="fine">{}</span>').format(text[cents:])
     return Markup('<span class="money">{}{}</span>').format(text[:cents], fine)
 
 
