@@ -134,6 +134,7 @@ def up(
 
 def serve(options: Options, settings: Settings) -> None:
     """Run the platform until a signal stops it. Raises one of `_PREVENTED`."""
+    _refuse_live_key(settings)
     say, started_at = _progress(), clock.monotonic()
     data = DataDir(options.data_dir)
     with data.claimed(), ExitStack() as stack:
@@ -197,19 +198,23 @@ def _console_port(options: Options, ports: Ports) -> int:
 
 
 def _stripe(settings: Settings, secrets: Secrets, say: Say) -> Stripe:
-    """Return Stripe itself when there is a test key for it. Raises LiveKey."""
+    """Return Stripe itself when there is a test key for it."""
     if settings.stripe_api_key is None:
         key, secret = f"sk_test_{secrets.stripe_api_key}", f"whsec_{secrets.stripe_webhook_secret}"
         return Stripe(key, secret, is_real=False)
     key = settings.stripe_api_key.get_secret_value()
-    if LIVE_KEY.match(key):
-        raise LiveKey(
-            "STRIPE_API_KEY is a live key, and this is no place for money: use a test key (sk_test_...)."
-        )
     say("buying through Stripe, with the test key that STRIPE_API_KEY holds")
     given = settings.stripe_webhook_secret
     secret = given.get_secret_value() if given else f"whsec_{secrets.stripe_webhook_secret}"
     return Stripe(key, secret, is_real=True)
+
+
+def _refuse_live_key(settings: Settings) -> None:
+    key = settings.stripe_api_key
+    if key is not None and LIVE_KEY.match(key.get_secret_value()):
+        raise LiveKey(
+            "STRIPE_API_KEY is a live key, and this is no place for money: use a test key (sk_test_...)."
+        )
 
 
 def _embedded(

@@ -74,6 +74,44 @@ def test_the_ready_file_holds_what_another_program_needs_and_is_private(platform
     assert httpx.get(ready["admin_url"] + "/admin/customers/demo", headers=admin).json()["plan"] == "solo"
 
 
+def test_a_bundle_is_bought_at_the_stand_in_without_an_account_at_stripe(
+    platform: Running, eventually: Eventually
+) -> None:
+    ready = platform.ready
+    admin = {"Authorization": f"Bearer {ready['admin_token']}"}
+    customer = f"{ready['admin_url']}/admin/customers/{ready['customer_id']}"
+
+    def balance_nanos() -> int:
+        return int(httpx.get(f"{customer}/balance", headers=admin).json()["balance_nanos"])
+
+    before = balance_nanos()
+    order = httpx.post(f"{customer}/checkouts", headers=admin, json={"plan": "solo"}).json()
+    assert order["url"].startswith(ready["stripe_url"])
+    form = {"method": "card", "number_card": "4242 4242 4242 4242", "email": "a@example.com"}
+    paid = httpx.post(order["url"], data=form)
+    assert paid.status_code == 303
+    assert paid.headers["location"].startswith(ready["console_url"])
+    # Nobody opens the page that the payer comes back to: the event that Stripe sends is enough.
+    eventually(lambda: balance_nanos() == before + 50 * 10**9, "the event brings the credits")
+
+
+def test_the_printed_console_mails_its_sign_in_links_to_the_printed_mailbox(
+    platform: Running, eventually: Eventually
+) -> None:
+    console, mailbox = platform.ready["console_url"], Path(platform.ready["mail_file"])
+    words = platform.out.read_text().split()
+    assert console in words
+    assert str(mailbox) + ";" in words
+    asked = httpx.post(
+        f"{console}/sign-in",
+        data={"email": "new@example.com"},
+        headers={"Origin": platform.ready["admin_url"]},
+    )
+    assert asked.status_code == 200, asked.text
+    eventually(mailbox.exists, "a mail")
+    assert f"{console}/sign-in/" in mailbox.read_text()
+
+
 def test_nothing_secret_lies_open_in_the_data_directory_or_in_a_log(platform: Running) -> None:
     secrets = [
         value
@@ -128,6 +166,14 @@ def test_vllm_that_is_not_installed_is_told_with_the_command_to_install_it(
     ran = darktree(*words, DARKTREE_VLLM_PYTHON=missing)
     assert ran.returncode == 1
     assert "make vllm" in ran.stderr
+
+
+def test_a_live_key_of_stripes_is_refused_before_anything_is_made(folder: Path, darktree: Darktree) -> None:
+    ran = darktree("up", "--data-dir", str(folder / "data"), "--port", "0", STRIPE_API_KEY="sk_live_real")
+    assert ran.returncode == 1
+    assert "test key" in ran.stderr
+    assert "sk_live_real" not in ran.stderr + ran.stdout
+    assert not (folder / "data").exists()
 
 
 def test_a_process_that_cannot_start_is_told_with_its_last_lines(folder: Path, darktree: Darktree) -> None:
