@@ -31,7 +31,7 @@ DOWNLOAD_COMPONENT = "download"
 CACHE_PATH = "/cache"
 HUGGING_FACE_PATH = f"{CACHE_PATH}/huggingface"
 MODEL_PATH = "/model"
-HOME_PATH = "/home/engine"
+HOME_PATH = "/engine-home"
 USER_ID = 1000
 
 STARTUP_PERIOD_SECONDS = 10

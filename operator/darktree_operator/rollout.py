@@ -98,6 +98,9 @@ def decide(observed: Observed, lane: Lane, target: Revision, *, ready: bool) -> 
     marks = {target.name: failed} if roll_back and current == target.name else {}
     records = _records(observed, lane, target, stored, serving, marks)
     needed = {target.name, rollout.applied, current, good.name if good else None}
+    needed |= {
+        kept.name for kept in stored.values() if kept.failed is not None and kept.asked == target.asked
+    }
     return Decision(rollout, template, records, _obsolete(lane, stored, needed))
 
 
