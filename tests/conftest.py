@@ -105,7 +105,16 @@ def database(make_database: Callable[[], TestDatabase]) -> TestDatabase:
 def serving(app: ASGIApp) -> Iterator[str]:
     """Serve an application on a free port, in a thread, over real HTTP; yields its base URL."""
     listener = server.listen("127.0.0.1", 0)
-    config = uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=2)
+    # As darktree_kit.server serves, with an end that tests need not wait for.
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="on",
+        timeout_graceful_shutdown=2,
+    )
     running = uvicorn.Server(config)
     started = threading.Event()
     startup = running.startup

@@ -4,6 +4,7 @@ A new route is attacked by itself; a new parameter in a path fails here until it
 """
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from darktree_stripe_simulator.client import StripeStandIn
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TEAM = "ops@darktree.test"
+DEADLINE_SECONDS = 20
 OUTSIDE = {
     "/console/sign-in",
     "/console/sign-in/{token}",
@@ -87,8 +89,16 @@ class Scene:
         """Return a route's path with the victim's ids in it."""
         return re.sub(r"\{(\w+)\}", lambda found: self.victims[found[1]], route)
 
+    def settle(self) -> None:
+        """Wait until every event that has come is handled."""
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while self.platform.sql("SELECT 1 FROM billing.stripe_event WHERE state = 'waiting' LIMIT 1"):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
     def belongings(self) -> dict[str, list[Any]]:
-        """Return every row of the victim's, of billing and of the ledger."""
+        """Return every row of the victim's, of billing and of the ledger, but for when Stripe was last looked at."""
+        self.settle()
         owner = {"billing.customer": "id"}
         with psycopg.connect(self.platform.database.admin_url) as connection:
             tables = connection.execute(
@@ -99,7 +109,9 @@ class Scene:
             ).fetchall()
             found = {}
             for schema, table in [*tables, ("billing", "customer")]:
-                query = sql.SQL("SELECT t::text FROM {} t WHERE {} = %s ORDER BY 1").format(
+                query = sql.SQL(
+                    "SELECT (to_jsonb(t) - 'checked_at')::text FROM {} t WHERE {} = %s ORDER BY 1"
+                ).format(
                     sql.Identifier(schema, table),
                     sql.Identifier(owner.get(f"{schema}.{table}", "customer_id")),
                 )
@@ -369,3 +381,35 @@ def test_a_cap_request_and_a_lane_request_are_never_taken_for_each_other(scene: 
     )
     operation = {"operation_id": str(uuid7()), "dollars": "1", "reason": "r"}
     assert scene.staff.submit("/admin/console/customers/_house/grant", **operation).status_code == 404
+
+
+# Webhooks, with the victim's order in them.
+
+
+def test_forged_and_replayed_events_change_nothing(scene: Scene) -> None:
+    paid = scene.stripe.events("checkout.session.completed")[0]
+    stale = scene.stripe.events("checkout.session.completed", signed_seconds_ago=3_600)[0]
+    before = scene.belongings()
+    stranger = scene.platform.browser(scene.url)
+
+    def deliver(payload: bytes, signature: str | None) -> int:
+        headers = {"Content-Type": "application/json"} | (
+            {"Stripe-Signature": signature} if signature else {}
+        )
+        return int(stranger.post("/webhooks/stripe", content=payload, headers=headers).status_code)
+
+    forged = paid.payload.replace(b"5000", b"9000")
+    assert forged != paid.payload
+    for payload, signature in (
+        (paid.payload, None),
+        (paid.payload, "t=1,v1=00"),
+        (paid.payload, re.sub(r"v1=\w+", "v1=" + "0" * 64, paid.headers["Stripe-Signature"])),
+        (forged, paid.headers["Stripe-Signature"]),
+        (stale.payload, stale.headers["Stripe-Signature"]),
+        (b"", paid.headers["Stripe-Signature"]),
+    ):
+        assert deliver(payload, signature) == 400
+    for _ in range(3):  # a true one, replayed
+        assert deliver(paid.payload, paid.headers["Stripe-Signature"]) == 200
+    scene.stripe.deliver()
+    assert scene.belongings() == before

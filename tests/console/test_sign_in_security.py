@@ -1,8 +1,9 @@
-"""Attacks on signing in: links, sessions, cookies, floods, where one is led; HTML in names; what a log must not hold."""
+"""Attacks on signing in: links, sessions, cookies, floods, landings; HTML in names; what a log must not hold."""
 
 import logging
 import re
 from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -231,20 +232,19 @@ def test_a_made_up_host_is_never_mailed_and_its_forms_are_forged(platform: Any) 
         "/consoleevil",
         "\t//evil.test",
         "/admin/consolation",
+        "/console/../healthz",
+        "/console/%2e%2e/healthz",
     ],
 )
 def test_nobody_is_led_anywhere_else_after_signing_in(platform: Any, landing: str) -> None:
     person = platform.browser()
-    email = f"led-{abs(hash(landing))}@redirects.test"
+    email = f"led-{crc32(landing.encode())}@redirects.test"
     page = person.get("/console/sign-in", params={"next": landing})
     assert page.status_code == 200
     assert "evil" not in page.text
     assert ask(person, email, next=landing).status_code == 200
     answer = person.post(platform.link(email), headers=origin(person))
-    place = answer.headers["location"]
-    assert place == "/console" or (
-        place.startswith("/console/") and "//" not in place[1:].split("evil")[0]
-    ), place
+    assert answer.headers["location"] == "/console"
 
 
 def test_a_good_landing_is_kept(platform: Any) -> None:
@@ -398,7 +398,8 @@ def test_no_log_line_holds_a_link_a_cookie_a_token_or_a_key(
     lines = "\n".join(
         formatter.format(record)
         for record in caplog.records
-        if not record.name.startswith(("httpx", "httpcore"))  # the test's own client
+        # Not the test's own client, nor what darktree_kit.server switches off and pytest listens to all the same.
+        if not record.name.startswith(("httpx", "httpcore", "uvicorn.access"))
     )
     assert "unhandled error" in lines
     for secret in (link, cookie, csrf, key, key.rpartition("_")[2]):

@@ -5,6 +5,7 @@ A page is an endpoint that takes `TheMember` (or `TheTeamMember`), and `TheForm`
 """
 
 import hmac
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +31,7 @@ MAX_FIELDS = 50
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 _PACKAGE = Path(__file__).parents[1]
+_PLAIN_PATH = re.compile(r"(/[A-Za-z0-9_.-]+)+")  # which no browser reads as another
 
 
 def _environment() -> Environment:
@@ -83,6 +85,8 @@ def local_path(text: str | None) -> str | None:
     if not text or not text.isascii() or not text.isprintable() or "\\" in text or len(text) > 500:
         return None
     parts = urlsplit(text)
+    if not _PLAIN_PATH.fullmatch(parts.path) or ".." in parts.path:
+        return None
     inside = parts.path in {CUSTOMER_HOME, TEAM_HOME} or parts.path.startswith(
         (f"{CUSTOMER_HOME}/", f"{TEAM_HOME}/")
     )
