@@ -63,9 +63,9 @@ EXAMPLES = settings(max_examples=20, deadline=None, derandomize=True, suppress_h
 
 
 @pytest.fixture(scope="module")
-def operations(platform: Any) -> dict[str, Any]:
-    platform.http().post("/admin/customers", json={"id": CUSTOMER_ID, "name": "D", "plan": "solo"})
-    schema: Any = schemathesis.openapi.from_url(f"{platform.billing_url}/openapi.json")
+def operations(store: Any) -> dict[str, Any]:
+    store.http.post("/admin/customers", json={"id": CUSTOMER_ID, "name": "D", "plan": "solo"})
+    schema: Any = schemathesis.openapi.from_url(f"{store.billing_url}/openapi.json")
     return {result.ok().label: result.ok() for result in schema.get_all_operations()}
 
 

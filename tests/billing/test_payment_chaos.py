@@ -27,7 +27,7 @@ from darktree_kit.money import NANOS_PER_CENT
 from darktree_ledger.client import LedgerClient
 from darktree_ledger.schemas import Hold, Settle
 
-EXAMPLES = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+EXAMPLES = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 # What may happen at Stripe to one payment, step by step. Numbers are cents to refund.
 LIVES: dict[str, list[Any]] = {
     "bought": ["pay"],
@@ -225,15 +225,15 @@ def agrees_with_stripe(world: World) -> None:
 
 
 @pytest.mark.parametrize("name", LIVES)
-def test_after_every_permutation_of_the_events_the_books_are_the_same(world: World, name: str) -> None:
+def test_in_whichever_order_the_events_come_the_books_are_the_same(world: World, name: str) -> None:
     expected = None
     life = Life(world)
     for step in LIVES[name]:
         life.step(step)
     count = len(life.telling)
-    orders = list(itertools.permutations(range(count))) if count <= 3 else [
-        (*range(place, count), *range(place)) for place in range(count)
-    ] + [tuple(reversed(range(count)))]  # fmt: skip
+    everything = tuple(range(count))
+    some = [everything, everything[::-1], everything[count // 2 :] + everything[: count // 2]]
+    orders = list(itertools.permutations(everything)) if count <= 3 else some
     for place, order in enumerate(orders):
         if place:
             life = Life(world)

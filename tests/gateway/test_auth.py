@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from darktree_billing.errors import AccountFrozen
 from darktree_billing.key_format import make_key
 from darktree_billing.schemas import VerifiedKey
 from darktree_gateway.auth import Authenticator, Caller
@@ -22,6 +23,7 @@ class Billing:
         self.asked = 0
         self.known: VerifiedKey | None = VerifiedKey(key_id="k", customer_id="ann", expires_at=None)
         self.away = False
+        self.frozen = False
         self.gate: asyncio.Event | None = None
 
     async def verify(self, key_id: str, digest: str) -> VerifiedKey | None:
@@ -31,6 +33,8 @@ class Billing:
             await self.gate.wait()
         if self.away:
             raise Unreachable("billing did not answer")
+        if self.frozen:
+            raise AccountFrozen("ann")
         return self.known
 
     def authenticator(self) -> Authenticator:
@@ -137,3 +141,17 @@ async def test_the_cache_is_bounded() -> None:
     for key in [*keys, keys[0], keys[0]]:
         await authenticator.identify(headers(key))
     assert billing.asked == 5
+
+
+async def test_a_frozen_customer_is_told_so_within_seconds_and_let_in_again_within_seconds() -> None:
+    billing, key = Billing(), make_key().text
+    authenticator = billing.authenticator()
+    assert await authenticator.identify(headers(key)) == Caller("ann", "k")
+    billing.frozen, billing.seconds = True, 5.0
+    for _ in range(2):
+        with pytest.raises(Forbidden) as caught:
+            await authenticator.identify(headers(key))
+        assert (caught.value.answer_status, caught.value.answer_code) == (403, "account_frozen")
+    assert billing.asked == 2
+    billing.frozen, billing.seconds = False, 7.0
+    assert await authenticator.identify(headers(key)) == Caller("ann", "k")
