@@ -15,6 +15,7 @@ PROCESSES = {
     "sealer": ("darktree_ledger", "SealerSettings"),
     "billing": ("darktree_billing", "Settings"),
     "gateway": ("darktree_gateway", "Settings"),
+    "operator": ("darktree_operator", "Settings"),
     "simulator": ("darktree_simulator", "Settings"),
     "stripe simulator": ("darktree_stripe_simulator", "Settings"),
 }
@@ -24,6 +25,7 @@ METRICS = (
     "darktree_ledger.sealer_metrics",
     "darktree_billing.metrics",
     "darktree_gateway.metrics",
+    "darktree_operator.metrics",
 )
 PATH = Path(__file__).resolve().parent.parent / "docs" / "reference.md"
 

@@ -4,6 +4,7 @@ kopf's watch does not tell of what was deleted while it was broken off, and its 
 objects; so handlers do nothing but enqueue, and what is true comes from the operator's own copies.
 """
 
+import logging
 from typing import Any
 
 import kopf
@@ -21,6 +22,7 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
     """Begin to follow the API server."""
     said = Settings()
     logs.configure("operator", said.log_level)
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # it says that it enqueued, at each event
     settings.posting.enabled = False
     settings.peering.standalone = True  # several operators are told apart by a Lease
     settings.scanning.disabled = True

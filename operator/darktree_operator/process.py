@@ -93,8 +93,8 @@ class Operator:
     def check(self) -> dict[str, object]:
         """Return how the operator is. Raises NotAlive when reconciling has stopped."""
         for task in self._tasks:
-            if task.done():
-                raise NotAlive(f"a task has ended: {task.get_coro()!r}"[:300])
+            if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                raise NotAlive(f"a task has ended: {error!r}"[:300])
         overdue = self.workers.overdue_seconds()
         metrics.OVERDUE_SECONDS.set(overdue)
         if overdue > self.settings.stale_seconds:
