@@ -25,6 +25,7 @@ MAX_BODY_BYTES = 6 * 2**20  # Stripe takes files of up to 5 MB
 MAX_IDEMPOTENCY_KEY_CHARACTERS = 255
 TRANSPORT = "darktree_stripe_simulator.transport"
 IDEMPOTENCY_SECONDS = 24 * 3_600
+MAX_ANSWERS = 20_000  # kept for their idempotency keys
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ class Api:
             return Answer(known["status"], known["body"], replayed)
         self._account.request = {"id": request_id, "idempotency_key": key}
         answer = self._execute(endpoint, given, ids, path, base_url, failing)
+        if len(self._account.answers) >= MAX_ANSWERS:
+            del self._account.answers[next(iter(self._account.answers))]
         self._account.answers[key] = {
             "fingerprint": fingerprint,
             "status": answer.status,

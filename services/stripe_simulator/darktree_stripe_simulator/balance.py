@@ -53,7 +53,7 @@ def record(
         "description": fee_for,
         "type": "stripe_fee",
     }
-    return account.add(
+    made = account.add(
         "txn",
         "balance_transaction",
         {
@@ -73,13 +73,9 @@ def record(
         },
         **{"payout": None, **private},
     )
-
-
-def mature(account: Account) -> None:
-    """Make what has been pending long enough available."""
-    for transaction in account.all("balance_transaction"):
-        if transaction["status"] == "pending" and transaction["available_on"] <= account.now():
-            transaction["status"] = "available"
+    if made["status"] == "pending":
+        account.schedule(available_on - account.instant(), "mature", made["id"])
+    return made
 
 
 def balance(account: Account) -> Object:

@@ -1,8 +1,10 @@
-"""What happens by itself when its time has come: sessions expire, delayed payments and refunds end."""
+"""What happens by itself when its time has come: sessions expire, delayed payments and refunds end, money
+becomes available.
+"""
 
 from typing import Any
 
-from darktree_stripe_simulator import balance, refunds, sessions
+from darktree_stripe_simulator import refunds, sessions
 from darktree_stripe_simulator.account import Account
 from darktree_stripe_simulator.methods import NUMBERS
 
@@ -19,7 +21,6 @@ def run_due(account: Account) -> bool:
     account.request = {"id": None, "idempotency_key": None}
     for item in ready:
         _run(account, item)
-    balance.mature(account)
     return True
 
 
@@ -27,6 +28,8 @@ def _run(account: Account, item: dict[str, Any]) -> None:
     about = account.objects[item["id"]]
     if item["action"] == "expire" and about["status"] == "open":
         sessions.expire(account, about)
+    if item["action"] == "mature":
+        account.change(about, status="available")
     if item["action"] == "settle" and about["status"] == "processing":
         charge = account.objects[about["latest_charge"]]
         sessions.settle(account, about, NUMBERS[account.private[charge["id"]]["number"]].failure)
