@@ -144,5 +144,5 @@ def _message(sender: str, to: str, subject: str, text: str) -> EmailMessage:
     message["Date"] = format_datetime(clock.utc_now())
     message["Message-ID"] = make_msgid(domain=sender.rpartition("@")[2])
     message["Auto-Submitted"] = "auto-generated"
-    message.set_content(text)
+    message.set_content(text, cte="8bit")  # so that a link stands whole in the file
     return message
