@@ -13,6 +13,7 @@ from darktree_cli import (
     dedicated,
     doctor,
     keys,
+    lane_commands,
     ledger,
     migrations,
     payments,
@@ -49,6 +50,7 @@ app = typer.Typer(
 app.command("up")(up.up)
 for group in (customers, keys, caps, dedicated, plans, credits, payments, ledger, close, statement):
     app.add_typer(group.app, name=group.__name__.rpartition(".")[2], epilog=EXIT_CODES)
+app.add_typer(lane_commands.app, name="lanes", epilog=EXIT_CODES)
 app.command("doctor", epilog=EXIT_CODES)(doctor.command)
 app.command("reconcile", epilog=EXIT_CODES)(reconcile.command)
 app.command("migrate")(migrations.command)
