@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.security import HTTPBearer
 
-from darktree_billing import accounts, customers, keys, reconciliation
+from darktree_billing import accounts, customers, freezes, keys, reconciliation
 from darktree_billing.close_api import TheChart
 from darktree_billing.key_format import KEY_ID_PATTERN
 from darktree_billing.reconciliation_schemas import ReconciliationReport
@@ -114,7 +114,7 @@ async def set_cap(
     customer_id: CustomerIdInPath, body: SetCap, session: Session, ledger: TheLedger
 ) -> CapView:
     """Set the daily cap. What is used or running already stays so; zero stops everything."""
-    await customers.find_customer(session, customer_id)
+    await freezes.locked_customer(session, customer_id)  # a purchase looks at the cap, and then sets it
     await accounts.change_cap(ledger, customer_id, body)
     return await accounts.cap(ledger, customer_id)
 

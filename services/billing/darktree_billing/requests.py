@@ -19,6 +19,7 @@ from darktree_billing.errors import (
     UnknownModel,
     UnknownRequest,
 )
+from darktree_billing.freezes import locked_customer
 from darktree_billing.models import Customer
 from darktree_billing.plans import Plans
 from darktree_billing.request_models import CapRequestRow, LaneRequestRow
@@ -102,6 +103,7 @@ async def decide_cap(
             reason=f"asked for: {row.reason}"[:MAX_REASON_CHARACTERS],
             operation_id=cap_operation_id(request_id),
         )
+        await locked_customer(session, row.customer_id)  # a purchase looks at the cap, and then sets it
         await accounts.change_cap(ledger, row.customer_id, change, actor=by)
     await _decide(session, row, state, body.note, by, decided_cap_tokens=cap_tokens)
     return _cap_view(row)

@@ -118,7 +118,7 @@ async def set_cap(
     ledger: TheLedger,
 ) -> Response:
     try:
-        await customers.find_customer(session, customer_id)
+        await freezes.locked_customer(session, customer_id)  # a purchase looks at the cap, and then sets it
         cap_tokens = form.number("cap_tokens", 0, MAX_TOKENS)
         if cap_tokens is None:
             raise BadRequest(f"The cap is a whole number of tokens, 0 to {MAX_TOKENS:,}.")
