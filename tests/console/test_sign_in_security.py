@@ -7,7 +7,7 @@ from zlib import crc32
 
 import pytest
 
-from darktree_billing.console.addresses import normal_email
+from darktree_billing.console.addresses import normal_email, team_addresses
 from darktree_billing.console.links import MAX_LINKS_PER_EMAIL, AddressLimit
 from darktree_kit.errors import TooManyRequests
 from darktree_kit.logs import JsonFormatter
@@ -171,6 +171,14 @@ def test_a_team_address_may_be_typed_in_any_case_and_nothing_that_only_looks_ali
     ):
         assert normal_email(alike) is None
         assert ask(platform.browser(), alike).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "listed", ["ops", "ops@x.test,<b>@x.test", "a" * 60 + "@" + ("x" * 30 + ".") * 3 + "test"]
+)
+def test_a_team_that_could_not_act_in_its_own_name_is_refused_when_billing_starts(listed: str) -> None:
+    with pytest.raises(ValueError, match="DARKTREE_BILLING_TEAM_EMAILS"):
+        team_addresses(listed)
 
 
 # Cookies and addresses.

@@ -3,6 +3,8 @@
 from darktree_billing.app import make_app
 from darktree_billing.books_key import BooksKeyError
 from darktree_billing.chart import ChartError
+from darktree_billing.console.addresses import AddressError
+from darktree_billing.console.mail import MailError
 from darktree_billing.plans import PlansError
 from darktree_billing.settings import Settings
 from darktree_kit import logs, server
@@ -13,7 +15,7 @@ def main() -> None:
     logs.configure("billing", settings.log_level)
     try:
         app = make_app(settings)
-    except (PlansError, BooksKeyError, ChartError) as error:
+    except (PlansError, BooksKeyError, ChartError, AddressError, MailError) as error:
         raise SystemExit(f"billing does not start: {error}") from None
     server.serve(app, [server.listen(settings.host, settings.port)])
 

@@ -35,11 +35,11 @@ from darktree_ledger.schemas import (
 ACTOR = "admin"
 
 
-async def open_account(ledger: LedgerClient, customer_id: str, cap_tokens: int) -> None:
+async def open_account(ledger: LedgerClient, customer_id: str, cap_tokens: int, actor: str = ACTOR) -> None:
     """Make the customer's account with this cap; one left from an earlier attempt gets this cap too."""
     opened = await _apply(
         ledger,
-        OpenAccount(operation_id=ids.uuid7(), customer_id=customer_id, cap_tokens=cap_tokens, actor=ACTOR),
+        OpenAccount(operation_id=ids.uuid7(), customer_id=customer_id, cap_tokens=cap_tokens, actor=actor),
     )
     if opened.cap_tokens != cap_tokens:
         body = SetCap(cap_tokens=cap_tokens, reason="the plan's default")

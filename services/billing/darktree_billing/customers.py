@@ -42,7 +42,7 @@ async def sign_up(session: AsyncSession, ledger: LedgerClient, name: str, email:
     customer = Customer(id=f"cus_{ids.uuid7().hex}", name=name, email=email, plan=None)
     session.add(customer)
     await session.flush()
-    await accounts.open_account(ledger, customer.id, 0)
+    await accounts.open_account(ledger, customer.id, 0, actor=email)
     return customer
 
 

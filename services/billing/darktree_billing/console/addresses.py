@@ -2,7 +2,7 @@
 
 import re
 
-MAX_EMAIL_CHARACTERS = 254
+MAX_EMAIL_CHARACTERS = 128  # as the name of who did something in the ledger
 
 # What browsers accept in <input type="email"> (HTML, "valid e-mail address"): ASCII only, so that no two addresses
 # look alike and differ, and nothing that could break out of a mail's header.
@@ -10,6 +10,10 @@ _EMAIL = re.compile(
     r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
     r"(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
 )
+
+
+class AddressError(ValueError):
+    """A setting that lists addresses has something else in it."""
 
 
 def normal_email(text: str) -> str | None:
@@ -21,11 +25,11 @@ def normal_email(text: str) -> str | None:
 
 
 def team_addresses(setting: str) -> frozenset[str]:
-    """Return the platform team's addresses as a setting lists them. Raises ValueError naming one that is none."""
+    """Return the platform team's addresses as a setting lists them. Raises AddressError naming one that is none."""
     found = set()
     for part in filter(None, map(str.strip, setting.split(","))):
         email = normal_email(part)
         if email is None:
-            raise ValueError(f"DARKTREE_BILLING_TEAM_EMAILS: {part!r} is not an e-mail address")
+            raise AddressError(f"DARKTREE_BILLING_TEAM_EMAILS: {part!r} is not an e-mail address")
         found.add(email)
     return frozenset(found)

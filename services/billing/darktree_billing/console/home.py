@@ -31,6 +31,7 @@ async def overview(
     known = (await keys.list_keys(session, me.customer_id, MAX_PAGE, None)).data
     names = {key.id: key.name for key in known}
     today = now.account.day
+    has_usage = any(day.requests or day.refused_requests for day in now.days)
     days = [today - timedelta(days=SHOWN_DAYS - 1 - place) for place in range(SHOWN_DAYS)]
     tokens = Series("Tokens", {day.day: day.prompt_tokens + day.completion_tokens for day in now.days})
     values = {
@@ -43,10 +44,10 @@ async def overview(
             limit=now.account.cap_tokens,
             limit_name="daily cap",
         ),
-        "has_usage": bool(now.days),
+        "has_usage": has_usage,
         "latest": [line(entry, names) for entry in latest.data],
         "active_keys": sum(key.status == "active" for key in known),
-        "is_new": not any(entry.kind == "usage" for entry in latest.data) and not now.days,
+        "is_new": not has_usage and not any(entry.kind == "usage" for entry in latest.data),
         "has_credits": now.account.balance_nanos > 0,
         "frozen": await is_frozen(session, me.customer_id),
         "api_url": request.app.state.api_url,

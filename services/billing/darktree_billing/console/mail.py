@@ -33,7 +33,7 @@ class Post(Protocol):
 def make_post(settings: Settings) -> Post:
     """Return how mail is sent here. Raises MailError."""
     if settings.smtp_url is not None:
-        return ServerPost(settings.mail_from, _server(settings.smtp_url.get_secret_value()))
+        return ServerPost(settings.mail_from, parse_server(settings.smtp_url.get_secret_value()))
     if settings.mail_file is not None:
         return FilePost(settings.mail_from, settings.mail_file)
     return NoPost()
@@ -123,7 +123,8 @@ class ServerPost:
             connection.send_message(message)
 
 
-def _server(url: str) -> Server:
+def parse_server(url: str) -> Server:
+    """Return the mail server that a setting names. Raises MailError."""
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES or not parts.hostname:
         raise MailError("DARKTREE_BILLING_SMTP_URL must look like smtps://user:password@host:465")

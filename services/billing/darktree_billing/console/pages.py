@@ -37,7 +37,7 @@ Handler = Callable[[Request, Any], Awaitable[Response]]
 
 
 def install(app: FastAPI, settings: Settings) -> None:
-    """Add the console to an application. Raises MailError, and ValueError for the team's addresses."""
+    """Add the console to an application. Raises MailError, and AddressError for the team's addresses."""
     app.state.public_url = settings.public_url.rstrip("/")
     app.state.api_url = settings.api_url.rstrip("/")
     app.state.team = team_addresses(settings.team_emails)
