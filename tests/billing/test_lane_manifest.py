@@ -1,6 +1,8 @@
 """The manifest of a dedicated lane: filled in from the request and the plans file, whatever a customer is called."""
 
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,12 @@ from darktree_billing.plans import Plans, PlansError, parse_plans
 from darktree_billing.request_schemas import MAX_LANE_TOKENS_PER_DAY, LaneRequestView
 from darktree_gateway.lanes import parse_lanes
 from darktree_ledger.schemas import CUSTOMER_ID_PATTERN
+from darktree_operator.config import read_config
+from darktree_operator.lane import parse
+from darktree_operator.preflight import check
+from darktree_operator.resolution import Resolved, resolve
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 LANE = """
     dedicated_lane:
@@ -88,6 +96,19 @@ def test_the_manifest_is_the_lane_that_was_asked_for() -> None:
 def test_the_gateway_reads_it_as_this_customers_lane() -> None:
     [lane] = parse_lanes(lane_manifest(request(), plans()))
     assert (lane.tier, lane.customer_id, lane.model) == ("Dedicated", "acme", "qwen25-14b-awq")
+
+
+@pytest.mark.parametrize("model", ["qwen25-14b-awq", "qwen25-32b-awq"])
+def test_the_operator_takes_what_comes_of_the_example_plans_on_the_example_cluster(model: str) -> None:
+    sold = parse_plans((EXAMPLES / "plans.yaml").read_bytes())
+    document = yaml.safe_load(lane_manifest(request(model=model), sold))
+    document["metadata"] |= {"namespace": "lanes", "uid": "u", "generation": 1}
+    resolved = resolve(parse(document), read_config(EXAMPLES / "operator.yaml"))
+    assert isinstance(resolved, Resolved), resolved
+    refused, _ = check(resolved)
+    assert refused == []
+    # The one rule of the schema that depends on what the plans file leaves out: models from hf:// name their commit.
+    assert re.fullmatch(r"[0-9a-f]{40}", document["spec"]["model"]["revision"])
 
 
 @pytest.mark.parametrize(
