@@ -1,5 +1,6 @@
 """Stripe's events: verified, written down once, handled once, tried again, given up, and found when they never came."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from darktree_billing.fulfilment import Shop
+from darktree_billing.fulfilment import MAX_LOOKS, Shop, look
 from darktree_billing.inbox import MAX_ATTEMPTS, MAX_PAUSE_SECONDS, Inbox, Retries
 from darktree_billing.payments import EVENT_TYPES, Payments
 from darktree_billing.sweep import sweep
@@ -269,3 +270,22 @@ def test_secrets_are_nowhere_in_what_is_told(store: Any, caplog: Any) -> None:
     for secret in (store.stripe.key, store.stripe.webhook_secret):
         assert secret not in told
     store.stripe.clear_faults()
+
+
+async def test_a_page_shows_what_is_known_when_stripe_cannot_be_asked_and_grants_when_it_can(
+    own_platform: Any, running_store: Any
+) -> None:
+    with running_store(own_platform, stripe_workers=0) as store:
+        order, _ = completed(store)
+        async with shop_of(store) as shop:
+            store.stripe.fault("refused", status=500, path="/v1/checkout/sessions", times=3)
+            assert (await look(shop, order["id"])).state == "open"
+            for _ in range(MAX_LOOKS):
+                await shop.looks.acquire()
+            assert (await look(shop, order["id"])).state == "open"
+            for _ in range(MAX_LOOKS):
+                shop.looks.release()
+            looks = await asyncio.gather(*(look(shop, order["id"]) for _ in range(MAX_LOOKS + 2)))
+            assert {seen.state for seen in looks} <= {"open", "paid"}
+            assert (await look(shop, order["id"])).state == "paid"
+        assert store.balance(order["customer_id"]) == 5_000

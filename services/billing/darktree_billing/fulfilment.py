@@ -6,7 +6,9 @@ granted once. The grant's id follows from the Checkout Session's, and the ledger
 (docs/decisions/0014-an-order-is-brought-to-where-its-payment-stands.md).
 """
 
-from dataclasses import dataclass
+import asyncio
+import logging
+from dataclasses import dataclass, field
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from sqlalchemy import func, select
@@ -24,13 +26,17 @@ from darktree_billing.payments import Payments
 from darktree_billing.payments_schemas import OrderState, OrderView
 from darktree_billing.schemas import CapChange, SetCap
 from darktree_kit.db import Database
+from darktree_kit.errors import ApiError
 from darktree_kit.money import NANOS_PER_CENT
 from darktree_ledger.client import LedgerClient
 from darktree_ledger.schemas import Grant, Post
 
 ACTOR = "stripe"  # who grants, and who raises caps, because something was bought
 USD = "usd"
+MAX_LOOKS = 4  # pages at once that ask Stripe; others show what is known
+LOOK_SECONDS = 5.0
 
+_log = logging.getLogger(__name__)
 _OPERATIONS = uuid5(NAMESPACE_URL, "https://darktree.dev/checkout-sessions")
 
 
@@ -41,6 +47,7 @@ class Shop:
     database: Database
     ledger: LedgerClient
     payments: Payments
+    looks: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_LOOKS))
 
 
 async def fulfil(shop: Shop, order_id: str, session_id: str | None = None) -> OrderView:
@@ -55,7 +62,23 @@ async def fulfil(shop: Shop, order_id: str, session_id: str | None = None) -> Or
 
 
 async def look(shop: Shop, order_id: str) -> OrderView:
-    """As `fulfil`, for a page that somebody looks at: while another brings the order up to date, return it as it is."""
+    """As `fulfil`, for a page that somebody looks at: where that would have to wait, return the order as it is.
+
+    Raises UnknownOrder. The page asks again, and the webhook or the sweep does what could not be done here.
+    """
+    if not shop.looks.locked():
+        try:
+            async with shop.looks, asyncio.timeout(LOOK_SECONDS):
+                await _try(shop, order_id)
+        except (TimeoutError, ApiError) as error:
+            _log.warning(
+                "an order could not be looked at", extra={"order": order_id, "error": str(error)[:200]}
+            )
+    async with shop.database.sessions.begin() as session:
+        return await find_order(session, order_id)
+
+
+async def _try(shop: Shop, order_id: str) -> None:
     async with shop.database.sessions.begin() as session:
         free = select(OrderRow).where(col(OrderRow.id) == order_id)
         order = await session.scalar(free.with_for_update(skip_locked=True, key_share=True))
@@ -64,7 +87,6 @@ async def look(shop: Shop, order_id: str) -> OrderView:
             owner = select(Customer).where(col(Customer.id) == order.customer_id)
             if await session.scalar(owner.with_for_update(skip_locked=True, key_share=True)) is not None:
                 await _bring_up_to_date(session, shop, order, None)
-        return await find_order(session, order_id)
 
 
 def grant_id(session_id: str) -> UUID:

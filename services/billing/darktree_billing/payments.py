@@ -8,6 +8,7 @@ is fetched.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,9 @@ class Payments:
     ) -> None:
         import stripe
 
+        logging.getLogger("stripe").setLevel(
+            logging.WARNING
+        )  # it would log what it sends, e-mail addresses too
         self._automatic_tax = automatic_tax
         self._tax_code = tax_code
         self._http = stripe.AIOHTTPClient(timeout=TIMEOUT_SECONDS)

@@ -11,13 +11,15 @@ from pydantic import SecretStr
 from darktree_billing import payment_health, sweep
 from darktree_billing.checkout import Seller
 from darktree_billing.errors import BuyingIsOff
-from darktree_billing.fulfilment import Shop
+from darktree_billing.fulfilment import MAX_LOOKS, Shop
 from darktree_billing.inbox import Inbox
 from darktree_billing.payments import Payments
 from darktree_billing.settings import Settings
 from darktree_billing.webhooks import MAX_SECRETS, Signatures
 from darktree_kit.db import Database
 from darktree_ledger.client import LedgerClient
+
+CONNECTIONS_FOR_ADMINISTRATORS = 4  # and for the sweep
 
 
 @asynccontextmanager
@@ -35,7 +37,12 @@ async def selling(
         automatic_tax=settings.stripe_automatic_tax,
         tax_code=settings.stripe_tax_code,
     )
-    shop = Shop(database, ledger, payments)
+    # While Stripe is slow, connections wait with it: key verification must not wait for those.
+    shop_database = Database(
+        settings.database_url.get_secret_value(),
+        pool_size=settings.stripe_workers + MAX_LOOKS + CONNECTIONS_FOR_ADMINISTRATORS,
+    )
+    shop = Shop(shop_database, ledger, payments)
     inbox = Inbox(shop)
     app.state.shop, app.state.signatures, app.state.inbox = shop, _signatures(settings), inbox
     tasks = [asyncio.create_task(payment_health.watch(database))]
@@ -49,6 +56,7 @@ async def selling(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await payments.close()
+        await shop_database.close()
 
 
 def _signatures(settings: Settings) -> Signatures:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 
 from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -46,10 +47,9 @@ class _Found:
 async def sweep(shop: Shop, grace: timedelta = GRACE) -> SweepReport:
     """Ask Stripe for everything that may have been missed. What fails is told, and does not keep the rest from it."""
     found = _Found()
-    parts = (_events(shop, found), _orders(shop, found, grace), _balance(shop, found))
-    for part in parts:
+    for part in (_events, partial(_orders, grace=grace), _balance):
         try:
-            await part
+            await part(shop, found)
         except ApiError as error:
             found.problems.append(error.message)
     if not found.problems:
@@ -99,7 +99,7 @@ async def _balance(shop: Shop, found: _Found) -> None:
     await _move(shop, BALANCE, began)
 
 
-async def _orders(shop: Shop, found: _Found, grace: timedelta) -> None:
+async def _orders(shop: Shop, found: _Found, *, grace: timedelta) -> None:
     async with shop.database.sessions.begin() as session:
         await _give_up(session)
         unfinished = await session.scalars(
