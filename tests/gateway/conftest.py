@@ -124,6 +124,7 @@ class ScriptedEngine:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     counted: list[dict[str, Any]] = field(default_factory=list)
     count: int = 10
+    counts_wait: bool = False  # a count waits for `go` too
     left: int = 0
 
     def say(self, *events: str | Mapping[str, Any], end: str = "end") -> None:
@@ -144,6 +145,8 @@ class ScriptedEngine:
 
         async def tokenize(request: Request) -> Response:
             self.counted.append(orjson.loads(await request.body()))
+            while self.counts_wait and not self.go.is_set():
+                await asyncio.sleep(0.005)
             return Response(
                 orjson.dumps({"count": self.count, "max_model_len": CONTEXT_LENGTH, "tokens": []})
             )
@@ -213,6 +216,7 @@ class Platform:
     simulator_url: str
     engine: ScriptedEngine
     lanes_file: Path
+    plans_file: Path
     journal_dir: Path
     settings: Settings
     database: Database
@@ -322,6 +326,8 @@ def running_platform(
                 stack.enter_context(serving_context(ledger_app(each, gateway_token, billing_token)))
                 for each in databases
             ]
+            plans_file = folder / "plans.yaml"
+            plans_file.write_bytes((EXAMPLES / "plans.yaml").read_bytes())
             billing_app = make_billing_app(
                 BillingSettings(
                     database_url=SecretStr(database.url_as("darktree_billing")),
@@ -330,7 +336,7 @@ def running_platform(
                     gateway_token=SecretStr(gateway_token),
                     admin_token=SecretStr(ADMIN_TOKEN),
                     key_pepper=SecretStr("a pepper that only the tests know"),
-                    plans_file=EXAMPLES / "plans.yaml",
+                    plans_file=plans_file,
                 )
             )
             billing_url = stack.enter_context(serving_context(billing_app))
@@ -368,6 +374,7 @@ def running_platform(
                 simulator_url=simulator_url,
                 engine=engine,
                 lanes_file=lanes_file,
+                plans_file=plans_file,
                 journal_dir=settings.journal_dir,
                 settings=settings,
                 database=database,

@@ -420,6 +420,34 @@ def test_tokens_of_a_stop_string_are_charged_as_the_engine_counts_them(
     assert usage["completion_tokens"] >= len(text[: text.index(stop)]) + len(stop)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_prompt_is_counted_for_free_as_it_is_charged(
+    metered: Metered, customer: Customer, case: str
+) -> None:
+    path, fields, (prompt_tokens, _) = CASES[case]
+    before = metered.counters()
+    body = body_of(path, **fields)
+    url = f"{metered.url}/v1/tokenize"
+    told = metered.services.http.post(url, json=body, headers=customer.headers)
+    assert (told.status_code, told.json()["count"]) == (200, prompt_tokens), told.text
+    assert metered.counters() == before
+    assert customer.account()["day_tokens"] == 0
+
+
+def test_prompt_tokens_from_the_prefix_cache_are_charged_like_all_others(
+    metered: Metered, customer: Customer
+) -> None:
+    def cached() -> int:
+        text = metered.services.http.get(f"{metered.engine.base_url}/metrics").text
+        return _sum_of(text, "vllm:prefix_cache_hits_total") if metered.lane == "vllm_engine" else 0
+
+    before = cached()
+    usages = [usage_of(customer.ask(CHAT, messages=LONG, max_tokens=2)) for _ in range(2)]
+    assert usages[0]["prompt_tokens"] == usages[1]["prompt_tokens"] == 1009
+    assert [charge["prompt_tokens"] for charge in customer.charges()] == [1009, 1009]
+    assert cached() > before or metered.lane == "simulator"
+
+
 OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "n": st.integers(1, 4), "stream": st.booleans(), "temperature": st.floats(0, 2), "top_p": st.floats(0, 1),
     "stop": st.text(max_size=3), "ignore_eos": st.booleans(), "min_tokens": st.integers(0, 6),

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from darktree_billing.client import BillingClient
-from darktree_gateway import description, usage
+from darktree_gateway import counting, description, usage
 from darktree_gateway.admission import Admission
 from darktree_gateway.auth import Authenticator
 from darktree_gateway.catalog import Prices
@@ -28,7 +28,7 @@ from darktree_ledger.sharding import connect
 
 HOT_PATHS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
 _PRIVATE_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
-_READ_PATHS = ("/v1/models", "/v1/usage", "/v1/credits", "/v1/ledger")
+_READ_PATHS = ("/v1/models", "/v1/usage", "/v1/credits", "/v1/ledger", "/v1/tokenize")
 
 
 def make_app(settings: Settings) -> FastAPI:
@@ -48,6 +48,7 @@ def make_app(settings: Settings) -> FastAPI:
         trust_request_id=False,
     )
     app.include_router(usage.router)
+    app.include_router(counting.router)
     description.describe_completions(app)
     return app
 

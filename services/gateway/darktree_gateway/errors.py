@@ -7,6 +7,7 @@
     │   └── ModelNotFound           404 model_not_found
     ├── TooManyRequests
     │   ├── InFlightLimitExceeded   429 tokens / in_flight_limit_exceeded
+    │   ├── TooManyCounts           429 requests / rate_limit_exceeded
     │   ├── DailyCapReached         429 tokens / rate_limit_exceeded
     │   └── CreditExhausted         429 insufficient_quota / credit_balance_exhausted
     ├── Unavailable
@@ -61,6 +62,16 @@ class InFlightLimitExceeded(TooManyRequests):
         super().__init__(
             "What is left of your daily cap or credits is held by your own running requests. It is released as "
             "they finish; please try again then.",
+            headers={"Retry-After": str(IN_FLIGHT_RETRY_SECONDS)},
+        )
+
+
+class TooManyCounts(TooManyRequests):
+    type = "requests"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Too many of your prompts are being counted. Please try again in 1s.",
             headers={"Retry-After": str(IN_FLIGHT_RETRY_SECONDS)},
         )
 

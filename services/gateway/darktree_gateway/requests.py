@@ -67,6 +67,11 @@ def read(content: bytes, endpoint: Endpoint) -> Ask:
     return ask
 
 
+def endpoint_of(content: bytes) -> Endpoint:
+    """Return for which endpoint a body was made: only a chat has messages."""
+    return "chat" if "messages" in _decode(content) else "completions"
+
+
 def encode(ask: Ask, max_tokens: int, cache_salt: str | None) -> bytes:
     """Return the body for the engine, which may generate `max_tokens` for each answer."""
     body = ask.body

@@ -44,7 +44,7 @@ class Service:
         state["log_fields"] = {"customer_id": caller.customer_id}
         try:
             requests.check_headers(scope["headers"])
-            content = await _body(receive)
+            content = await read_body(receive)
             ask = requests.read(content, endpoint)
             lane, admitted = await self._admit(caller, ask, parse_request_id(state["request_id"]))
         except ApiError as error:
@@ -75,7 +75,8 @@ class Service:
         return lane, await self.admission.admit(hold_id, caller, ask, lane, model)
 
 
-async def _body(receive: Receive) -> bytes:
+async def read_body(receive: Receive) -> bytes:
+    """Return a request's body. Raises TooLarge, or ClientLeft."""
     parts: list[bytes] = []
     size = 0
     while True:

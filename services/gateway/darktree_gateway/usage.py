@@ -27,7 +27,8 @@ DEFAULT_PAGE = 100
 OWNER = "darktree"
 
 
-async def _caller(request: Request) -> Caller:
+async def caller_of(request: Request) -> Caller:
+    """Return who calls, and let the answer carry the limits of their cap."""
     service: Service = request.app.state.service
     caller = await service.authenticator.identify(request.scope["headers"])
     request.state.log_fields = {"customer_id": caller.customer_id}
@@ -35,7 +36,7 @@ async def _caller(request: Request) -> Caller:
     return caller
 
 
-_Caller = Annotated[Caller, Depends(_caller)]
+_Caller = Annotated[Caller, Depends(caller_of)]
 _Size = Annotated[int, Query(ge=1, le=MAX_SIZE)]
 _BEARER = HTTPBearer(auto_error=False, description="An API key. It is checked by the gateway itself.")
 router = APIRouter(
