@@ -406,3 +406,11 @@ def test_no_secret_is_in_any_manifest() -> None:
 @pytest.mark.parametrize(("text", "size"), [("1Ki", 1024), ("2Gi", 2**31), ("5", 5), ("3G", 3_000_000_000)])
 def test_a_size_is_read(text: str, size: int) -> None:
     assert quantity(text) == size
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "examples" / "lanes").glob("*.yaml")), ids=lambda file: file.stem
+)
+def test_every_example_can_be_served_with_the_example_of_a_configuration(file: Path) -> None:
+    example = yaml.safe_load(file.read_text())
+    assert plan(observed(example), 1).refusals == ()
