@@ -80,18 +80,18 @@ async def test_a_mail_goes_through_a_server_with_a_password(server: tuple[Kept, 
 
 
 @pytest.mark.filterwarnings("ignore:Requiring AUTH")
-@pytest.mark.parametrize("scheme", ["smtp+plain", "smtp", "smtps"])
+@pytest.mark.parametrize(
+    "start", ["smtp+plain://", "smtp://darktree:wrong-password@", "smtps://darktree:wrong-password@"]
+)
 async def test_what_the_server_refuses_is_told_without_its_secrets(
-    server: tuple[Kept, int], scheme: str
+    server: tuple[Kept, int], start: str
 ) -> None:
     kept, port = server
-    post = ServerPost(
-        "darktree@localhost", parse_server(f"{scheme}://{USER}:wrong-password@127.0.0.1:{port}")
-    )
+    post = ServerPost("darktree@localhost", parse_server(f"{start}127.0.0.1:{port}"))
     with pytest.raises(Unavailable) as failed:
         await post.send("ada@acme.test", "Sign in", "Hello.")
     assert "wrong-password" not in failed.value.message
-    assert kept.mails == [], f"{scheme} must not send without its protection"
+    assert kept.mails == [], f"{start} must not send without its protection"
 
 
 async def test_without_settings_it_says_which_are_missing() -> None:
