@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from darktree_ledger.books_schemas import ClosedMonth, TrialBalanceRow
 from darktree_ledger.client import LedgerClient
-from darktree_ledger.schemas import HOUSE, HoldPage, HoldView
+from darktree_ledger.reports import HoldPage, HoldView
+from darktree_ledger.schemas import HOUSE
 from darktree_ledger.sharding import SLOTS, ShardedLedger, connect, shard_of, slot_of
 
 CUSTOMER_IDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)

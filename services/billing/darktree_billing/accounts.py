@@ -18,6 +18,7 @@ from darktree_kit import ids, money
 from darktree_kit.errors import ApiError, BadRequest, Unavailable
 from darktree_ledger.client import LedgerClient
 from darktree_ledger.errors import OperationConflict
+from darktree_ledger.reports import HoldPage
 from darktree_ledger.schemas import (
     AccountView,
     Adjust,
@@ -25,7 +26,6 @@ from darktree_ledger.schemas import (
     CheckReport,
     EntryPage,
     Grant,
-    HoldPage,
     OpenAccount,
     Operation,
     Post,

@@ -32,7 +32,8 @@ from darktree_billing.state import TheLedger, ThePeppers, ThePlansFile
 from darktree_kit.auth import require
 from darktree_kit.db import Session
 from darktree_kit.openapi import refusals
-from darktree_ledger.schemas import CUSTOMER_ID_PATTERN, AccountView, CheckReport, EntryPage, HoldPage
+from darktree_ledger.reports import HoldPage
+from darktree_ledger.schemas import CUSTOMER_ID_PATTERN, AccountView, CheckReport, EntryPage
 
 CustomerIdInPath = Annotated[str, Path(pattern=CUSTOMER_ID_PATTERN)]
 KeyIdInPath = Annotated[str, Path(pattern=KEY_ID_PATTERN)]

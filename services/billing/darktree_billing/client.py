@@ -41,7 +41,8 @@ from darktree_billing.schemas import (
 )
 from darktree_kit.errors import ApiError
 from darktree_kit.http import InternalClient
-from darktree_ledger.schemas import AccountView, CheckReport, EntryPage, HoldPage
+from darktree_ledger.reports import HoldPage
+from darktree_ledger.schemas import AccountView, CheckReport, EntryPage
 
 CHECK_TIMEOUT_SECONDS = 620.0  # a little more than billing itself waits for the ledger's checker
 ADMIN_TIMEOUT_SECONDS = 30.0  # billing waits for the ledger in between

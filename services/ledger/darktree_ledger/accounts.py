@@ -11,16 +11,8 @@ from sqlmodel import col
 from darktree_kit.errors import BadRequest
 from darktree_ledger.errors import UnknownCustomer
 from darktree_ledger.models import Account, CapChange, DayUsage, Entry, Hold
-from darktree_ledger.schemas import (
-    AccountView,
-    CapChangeView,
-    DayView,
-    EntryFilter,
-    EntryPage,
-    EntryView,
-    HoldPage,
-    HoldView,
-)
+from darktree_ledger.reports import HoldPage, HoldView
+from darktree_ledger.schemas import AccountView, CapChangeView, DayView, EntryFilter, EntryPage, EntryView
 
 MAX_DAYS = 366
 MAX_CAP_CHANGES = 1_000

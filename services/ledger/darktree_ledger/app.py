@@ -29,6 +29,7 @@ from darktree_ledger import (
 )
 from darktree_ledger.batches import Batches
 from darktree_ledger.reconciliation import Patrol
+from darktree_ledger.reports import HoldPage
 from darktree_ledger.schemas import (
     CUSTOMER_ID_PATTERN,
     MAX_PAGE,
@@ -40,7 +41,6 @@ from darktree_ledger.schemas import (
     EntryFilter,
     EntryPage,
     EntryView,
-    HoldPage,
     Kind,
     Name,
     Show,

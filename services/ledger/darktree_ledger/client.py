@@ -21,7 +21,7 @@ from darktree_kit.http import InternalClient
 from darktree_ledger.books_schemas import AsOf, ClosedMonth, MonthBalance, MonthTotals, TrialBalanceRow
 from darktree_ledger.errors import NotInTheLog, OperationConflict, UnknownCustomer
 from darktree_ledger.receipts import ConsistencyProof, InclusionProof, LogKeyView, Receipt
-from darktree_ledger.reports import LaneTokens, Reconciliation
+from darktree_ledger.reports import HoldPage, LaneTokens, Reconciliation, UsageRow
 from darktree_ledger.schemas import (
     MAX_OPERATIONS_PER_BATCH,
     OPERATIONS,
@@ -33,10 +33,8 @@ from darktree_ledger.schemas import (
     EntryFilter,
     EntryPage,
     EntryView,
-    HoldPage,
     Operation,
     Result,
-    UsageRow,
 )
 
 MAX_WAITING_OPERATIONS = 20_000

@@ -370,48 +370,6 @@ class DayView(BaseModel):
     refused_requests: int
 
 
-class HoldView(BaseModel):
-    """What a running request has reserved; it is released at `expires_at` unless it is settled or renewed before."""
-
-    hold_id: UUID
-    customer_id: str
-    key_id: str
-    model: str
-    lane: str
-    prompt_tokens: int
-    completion_tokens: int
-    amount_nanos: int
-    usage_day: date
-    placed_at: datetime
-    expires_at: datetime
-
-
-class HoldPage(BaseModel):
-    """Open holds, by customer and age. `next` is the cursor of the following page, or null at the end."""
-
-    data: list[HoldView]
-    next: str | None
-
-    @classmethod
-    def of(cls, holds: list[HoldView], limit: int) -> "HoldPage":
-        """Return the page that the first `limit` of these holds make, and the cursor if there are more."""
-        page = holds[:limit]
-        following = f"{page[-1].customer_id}.{page[-1].hold_id}" if len(holds) > limit else None
-        return cls(data=page, next=following)
-
-
-class UsageRow(BaseModel):
-    """What one key was charged for one model on one UTC day."""
-
-    day: date
-    model: str
-    key_id: str
-    requests: int
-    prompt_tokens: int
-    completion_tokens: int
-    amount_nanos: int
-
-
 class Problem(BaseModel):
     """One thing that the checker found to be wrong."""
 

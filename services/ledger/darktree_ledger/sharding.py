@@ -16,7 +16,7 @@ from uuid import UUID
 from darktree_ledger.books_schemas import AsOf, ClosedMonth, MonthBalance, MonthTotals, TrialBalanceRow
 from darktree_ledger.client import LedgerClient
 from darktree_ledger.receipts import ConsistencyProof, InclusionProof, LogKeyView, Receipt
-from darktree_ledger.reports import LaneTokens, Reconciliation
+from darktree_ledger.reports import HoldPage, LaneTokens, Reconciliation, UsageRow
 from darktree_ledger.schemas import (
     HOUSE,
     AccountView,
@@ -26,10 +26,8 @@ from darktree_ledger.schemas import (
     EntryFilter,
     EntryPage,
     EntryView,
-    HoldPage,
     Operation,
     Result,
-    UsageRow,
 )
 
 SLOTS = 1_024

@@ -12,7 +12,8 @@ from darktree_kit.db import Session
 from darktree_kit.errors import BadRequest
 from darktree_kit.openapi import refusals
 from darktree_ledger.accounts import MAX_DAYS, must_exist
-from darktree_ledger.schemas import AccountId, UsageRow
+from darktree_ledger.reports import UsageRow
+from darktree_ledger.schemas import AccountId
 
 # A usage is recorded on its day or later: what was recorded before the first day is no part of it.
 _USAGE = text(

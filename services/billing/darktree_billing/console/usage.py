@@ -14,7 +14,7 @@ from darktree_billing.console.shell import TheMember, render
 from darktree_billing.schemas import MAX_PAGE
 from darktree_billing.state import TheLedger, ThePlansFile
 from darktree_kit.db import Session
-from darktree_ledger.schemas import UsageRow
+from darktree_ledger.reports import UsageRow
 
 RANGES = (7, 30, 90)
 
