@@ -8,10 +8,13 @@ from datetime import timedelta
 from typing import Any
 
 import httpx
+import pytest
+from pydantic import SecretStr, ValidationError
 
 from darktree_billing.fulfilment import MAX_LOOKS, Shop, look
 from darktree_billing.inbox import MAX_ATTEMPTS, MAX_PAUSE_SECONDS, Inbox, Retries
 from darktree_billing.payments import EVENT_TYPES, Payments
+from darktree_billing.settings import MAX_WEBHOOK_SECRETS, Settings, webhook_secrets
 from darktree_billing.sweep import sweep
 from darktree_billing.webhooks import MAX_EVENT_BYTES
 from darktree_kit.db import Database
@@ -108,8 +111,6 @@ def test_a_signed_body_that_is_no_snapshot_event_is_refused(store: Any) -> None:
 
 
 def test_while_the_secret_is_rotated_either_signs(store: Any) -> None:
-    from pydantic import SecretStr
-
     secrets = SecretStr(f"whsec_newer, {store.stripe.webhook_secret}")
     url = store.platform.serve_billing(
         stripe_api_key=SecretStr(store.stripe.key),
@@ -289,3 +290,15 @@ async def test_a_page_shows_what_is_known_when_stripe_cannot_be_asked_and_grants
             assert {seen.state for seen in looks} <= {"open", "paid"}
             assert (await look(shop, order["id"])).state == "paid"
         assert store.balance(order["customer_id"]) == 5_000
+
+
+def test_a_bounded_number_of_secrets_is_taken_and_none_is_told_when_there_are_more(platform: Any) -> None:
+    def settings(count: int) -> Settings:
+        secrets = ",".join(f"whsec_{number}" for number in range(count))
+        kept = {name: getattr(platform.settings, name) for name in type(platform.settings).model_fields}
+        return Settings(**kept | {"stripe_webhook_secrets": SecretStr(secrets)})
+
+    assert len(webhook_secrets(settings(MAX_WEBHOOK_SECRETS).stripe_webhook_secrets)) == MAX_WEBHOOK_SECRETS
+    with pytest.raises(ValidationError, match="more than 8 secrets") as caught:
+        settings(MAX_WEBHOOK_SECRETS + 1)
+    assert "whsec" not in str(caught.value)

@@ -14,8 +14,8 @@ from darktree_billing.errors import BuyingIsOff
 from darktree_billing.fulfilment import MAX_LOOKS, Shop
 from darktree_billing.inbox import Inbox
 from darktree_billing.payments import Payments
-from darktree_billing.settings import Settings
-from darktree_billing.webhooks import MAX_SECRETS, Signatures
+from darktree_billing.settings import Settings, webhook_secrets
+from darktree_billing.webhooks import Signatures
 from darktree_kit.db import Database
 from darktree_ledger.client import LedgerClient
 
@@ -60,11 +60,8 @@ async def selling(
 
 
 def _signatures(settings: Settings) -> Signatures:
-    secrets = [part.strip() for part in settings.stripe_webhook_secrets.get_secret_value().split(",")]
-    known = tuple(SecretStr(secret) for secret in secrets if secret)
-    if len(known) > MAX_SECRETS:
-        raise ValueError(f"DARKTREE_BILLING_STRIPE_WEBHOOK_SECRETS has more than {MAX_SECRETS} secrets")
-    return Signatures(known, settings.stripe_webhook_tolerance_seconds)
+    secrets = webhook_secrets(settings.stripe_webhook_secrets)
+    return Signatures(tuple(map(SecretStr, secrets)), settings.stripe_webhook_tolerance_seconds)
 
 
 async def _maybe_shop(request: Request) -> Shop | None:

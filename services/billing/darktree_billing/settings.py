@@ -3,9 +3,16 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
 from darktree_kit.settings import DatabaseSettings, prefixed
+
+MAX_WEBHOOK_SECRETS = 8  # the present one, and those that are being rotated out
+
+
+def webhook_secrets(setting: SecretStr) -> list[str]:
+    """Return the secrets that commas stand between."""
+    return [part.strip() for part in setting.get_secret_value().split(",") if part.strip()]
 
 
 class Settings(DatabaseSettings):
@@ -73,3 +80,10 @@ class Settings(DatabaseSettings):
     """The pause between two sweeps, which ask Stripe for what no webhook brought."""
     stripe_workers: int = Field(2, ge=0, le=16)
     """How many events this process handles at the same time; 0 leaves events and sweeps to other processes."""
+
+    @field_validator("stripe_webhook_secrets")
+    @classmethod
+    def _few_secrets(cls, setting: SecretStr) -> SecretStr:
+        if len(webhook_secrets(setting)) > MAX_WEBHOOK_SECRETS:
+            raise ValueError(f"more than {MAX_WEBHOOK_SECRETS} secrets")
+        return setting

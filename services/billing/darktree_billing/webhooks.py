@@ -17,7 +17,6 @@ from darktree_kit.db import Session
 from darktree_kit.errors import BadRequest, TooLarge
 
 MAX_EVENT_BYTES = 1_000_000  # Stripe's largest are some tens of kilobytes
-MAX_SECRETS = 8  # the present one, and those that are being rotated out
 
 # Not in our own description: Stripe describes it, and docs/payments.md says how it is set up.
 router = APIRouter(prefix="/webhooks", include_in_schema=False)
