@@ -53,7 +53,7 @@ class Facts:
             and progress.observed_newest
             and progress.applied == self.target
             and progress.updated == progress.replicas
-            and progress.available <= progress.updated
+            and progress.available >= self.scaling.required
         )
 
     @property

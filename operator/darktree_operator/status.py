@@ -56,7 +56,8 @@ def status_of(
         scaling=scaling,
         progress=seen,
         refused=outcome.refused,
-        needs_gpu=bool(gpus),
+        needs_gpu=bool(gpus)
+        or (seen.deployment is None and lane is not None and lane.spec.accelerator is not None),
         caches_model=bool(observed.jobs) or plan.waiting_for_model,
         download=_download(observed) if plan.waiting_for_model else None,
     )
