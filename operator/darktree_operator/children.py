@@ -105,24 +105,24 @@ def network_policy(resolved: Resolved) -> Object:
     peers = [(peer.namespace_labels, peer.pod_labels) for peer in (*config.gateways, *config.monitoring)]
     peers += [(peer.namespace_labels, peer.pod_labels) for peer in lane.spec.network.allow_from]
     fetches = lane.spec.engine.kind == "VLLM" and lane.spec.cache.mode == "Ephemeral"
-    egress: list[Object] = []
+    spec: Object = {
+        "podSelector": {"matchLabels": selector(lane.name)},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": [
+            {
+                "from": [_peer(*peer) for peer in peers],
+                "ports": [{"protocol": "TCP", "port": PORT_NAME}],
+            }
+        ],
+    }
     if fetches and lane.spec.model.source.startswith("hf://"):
-        egress = [{"ports": [*_DNS, {"protocol": "TCP", "port": 443}]}]
+        # Without it nothing may be reached; an empty list says so too, but makes each apply a change.
+        spec["egress"] = [{"ports": [*_DNS, {"protocol": "TCP", "port": 443}]}]
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": metadata(lane, lane.name, ENGINE_COMPONENT),
-        "spec": {
-            "podSelector": {"matchLabels": selector(lane.name)},
-            "policyTypes": ["Ingress", "Egress"],
-            "ingress": [
-                {
-                    "from": [_peer(*peer) for peer in peers],
-                    "ports": [{"protocol": "TCP", "port": PORT_NAME}],
-                }
-            ],
-            "egress": egress,
-        },
+        "spec": spec,
     }
 
 
