@@ -13,6 +13,8 @@ from darktree_kit.cluster import Cluster, ClusterError, Missing, Resource
 from darktree_kit.mirror import Key, Mirror
 
 PODS = Resource("v1", "pods", "Pod")
+NODES = Resource("v1", "nodes", "Node")
+NODE = "node-1"
 GPU = "nvidia.com/gpu"
 LANE_LABEL = "darktree.dev/lane"
 ROUND_SECONDS = 0.05
@@ -32,9 +34,10 @@ class Crash:
 
 @dataclass(slots=True)
 class FakeKubelet:
-    """Plays every pod of one API server."""
+    """Plays every pod of one namespace."""
 
     cluster: Cluster
+    namespace: str
     gpus: int = 4
     crashes: dict[str, Crash] = field(default_factory=dict)
     """By what is in the pod's arguments or its lane's name."""
@@ -48,10 +51,15 @@ class FakeKubelet:
     _address: int = 0
 
     def __post_init__(self) -> None:
-        self._pods = Mirror(self.cluster, PODS)
+        self._pods = Mirror(self.cluster, PODS, namespace=self.namespace)
 
     async def run(self) -> None:
         """Play for as long as the task lives."""
+        try:  # without a node no EndpointSlice has its pods
+            await self.cluster.create(NODES, {"metadata": {"name": NODE}})
+        except ClusterError as error:
+            if error.status != 409:
+                raise
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._pods.run())
             tasks.create_task(self._rounds())
@@ -81,7 +89,7 @@ class FakeKubelet:
             await self._tell(key, pod, self._status(pod, lane))
 
     async def _remove(self, key: Key) -> None:
-        path = Resource("v1", "pods", "Pod").path(*key)
+        path = PODS.path(*key)
         await self.cluster._call("DELETE", path, body={"gracePeriodSeconds": 0})
 
     async def _place(self, key: Key, pod: Object) -> None:
@@ -98,7 +106,7 @@ class FakeKubelet:
                 await self._patch(key, {"phase": "Pending", "conditions": [{**condition, **_now()}]})
             return
         binding = Resource("v1", f"pods/{key[1]}/binding", "Binding")
-        target = {"apiVersion": "v1", "kind": "Node", "name": "node-1"}
+        target = {"apiVersion": "v1", "kind": "Node", "name": NODE}
         metadata = {"name": key[1], "namespace": key[0]}
         body = {"apiVersion": "v1", "kind": "Binding", "metadata": metadata, "target": target}
         await self.cluster.create(binding, body)

@@ -54,13 +54,14 @@ def config() -> OperatorConfig:
 
 
 @pytest.fixture
-async def kubelet(api_server: ApiServer, admin: Cluster) -> AsyncIterator[FakeKubelet]:
+async def kubelet(api_server: ApiServer, admin: Cluster, namespace: str) -> AsyncIterator[FakeKubelet]:
     """A node with four GPUs that pretends to run what the real controllers make."""
     if not api_server.controllers:
         pytest.skip("kube-controller-manager is not beside kube-apiserver: nobody makes pods of Deployments")
-    kubelet = FakeKubelet(admin)
+    kubelet = FakeKubelet(admin, namespace)
     playing = asyncio.create_task(kubelet.run())
     yield kubelet
+    assert not playing.done(), playing.exception()
     playing.cancel()
     await asyncio.gather(playing, return_exceptions=True)
 
