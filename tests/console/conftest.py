@@ -141,17 +141,13 @@ class Platform:
         """Apply operations one after the other, holds and settlements as a gateway."""
 
         async def run() -> list[Result]:
-            clients = {
-                token: LedgerClient(self.ledger_url, token)
-                for token in (self.settings.gateway_token, self.settings.ledger_token)
-                for token in [token.get_secret_value()]
-            }
-            gateway, billing = clients.values()
+            tokens = (self.settings.gateway_token, self.settings.ledger_token)
+            gateway, billing = (LedgerClient(self.ledger_url, token.get_secret_value()) for token in tokens)
             results = []
             for operation in operations:
                 of_gateway = operation.op in {"hold", "settle", "void", "renew"}
                 results.append(await (gateway if of_gateway else billing).apply(operation))
-            for client in clients.values():
+            for client in (gateway, billing):
                 await client.close()
             return results
 
