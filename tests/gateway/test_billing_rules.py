@@ -19,7 +19,7 @@ RULES = ROOT / "docs" / "billing-rules.md"
 SCRIPTED = "qwen25-32b-awq"  # what the scripted engine serves
 PAUSE = "the engine waits for the test to say `go`"
 PROMPT_TOKENS = 10
-ENDINGS = {
+ENDINGS: dict[str, tuple[list[Any], str]] = {
     "the engine breaks the connection": ([], "break"),
     "the engine says an error": ([{"error": {"message": "x", "type": "y", "code": 500}}], "end"),
     "the engine ends without usage": (["[DONE]"], "end"),

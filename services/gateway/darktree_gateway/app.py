@@ -14,14 +14,17 @@ from darktree_gateway import counting, description, usage
 from darktree_gateway.admission import Admission
 from darktree_gateway.auth import Authenticator
 from darktree_gateway.catalog import Prices
-from darktree_gateway.lanes import LaneFile, LaneTable
+from darktree_gateway.cluster_lanes import ClusterLanes
+from darktree_gateway.lanes import LaneFile, Lanes, LaneTable
 from darktree_gateway.metering import Metering
 from darktree_gateway.reconciliation import EngineCounters
 from darktree_gateway.requests import Endpoint
 from darktree_gateway.serving import Service
 from darktree_gateway.settings import Settings
 from darktree_gateway.upstream import Upstream
+from darktree_gateway.waking import Waking
 from darktree_kit.app import Readiness, create_app
+from darktree_kit.cluster import Cluster
 from darktree_kit.errors import ApiError, NotFound, Unavailable
 from darktree_ledger.client import LedgerClient
 from darktree_ledger.sharding import connect
@@ -101,7 +104,8 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
     billing = BillingClient(settings.billing_url, settings.billing_token.get_secret_value())
     ledger = connect(settings.ledger_url, settings.ledger_token.get_secret_value())
     upstream = Upstream(idle_seconds=settings.engine_idle_seconds, token=engine_token)
-    lanes = LaneFile(settings.lanes_file)
+    lanes = _lanes(settings)
+    waking = Waking(lambda model, customer_id: lanes.table.find(model, customer_id))
     prices = Prices(billing.catalog)
     counters = EngineCounters(lanes, upstream, billing.keep_engine_readings)
     metering = Metering(
@@ -118,6 +122,7 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         ),
         prices=prices,
         lanes=lanes,
+        waking=waking,
         admission=Admission(
             metering,
             upstream,
@@ -129,13 +134,17 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         separate_prefix_caches=settings.separate_prefix_caches,
     )
 
-    def forget_old_engines(table: LaneTable) -> None:
+    def take(table: LaneTable) -> None:
+        waking.told(table)
+        waking.show(table)
         upstream.balancer.forget_all_but([endpoint for _, endpoint in table.endpoints()])
 
     app.state.ready = _readiness(lanes, prices, ledger)
-    lanes.poll()
+    app.state.show = lambda: waking.show(lanes.table)
+    if isinstance(lanes, LaneFile) and lanes.poll():
+        take(lanes.table)
     work: list[Coroutine[Any, Any, None]] = [
-        lanes.watch(settings.lanes_seconds, forget_old_engines),
+        lanes.watch(settings.lanes_seconds, take),
         prices.watch(settings.catalog_seconds),
         metering.keep_holds(),
         metering.keep_replaying(settings.journal_replay_seconds),
@@ -153,9 +162,17 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         await ledger.close()
         await billing.close()
         await upstream.close()
+        if isinstance(lanes, ClusterLanes):
+            await lanes.close()
 
 
-def _readiness(lanes: LaneFile, prices: Prices, ledger: LedgerClient) -> Readiness:
+def _lanes(settings: Settings) -> LaneFile | ClusterLanes:
+    if settings.lanes_file is not None:
+        return LaneFile(settings.lanes_file)
+    return ClusterLanes(Cluster(settings.kubeconfig), settings.lanes_namespace)
+
+
+def _readiness(lanes: Lanes, prices: Prices, ledger: LedgerClient) -> Readiness:
     """Ready once everything has answered; from then on it is better to say what is missing than not to answer."""
     started = False
 

@@ -1,4 +1,9 @@
-"""Which of a lane's engines serves next: the one with the fewest requests under way, past those that just failed.
+"""Which of a lane's engines serves next: past those that just failed, the one that knows the conversation, if any.
+
+Consistent hashing with bounded load (Mirrokni, Thorup and Zadimoghaddam, 2016): every conversation has its own order of
+the engines (rendezvous hashing), and takes the first whose share of the requests under way is not used up. So a
+conversation comes back to the engine that has its prefix, an engine that comes or goes moves only its own
+conversations, and no engine gets more than a quarter above its share. Without a conversation: the fewest requests.
 
 Pure: no clock and no network of its own.
 """
@@ -6,8 +11,12 @@ Pure: no clock and no network of its own.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from darktree_gateway.affinity import number_of
+
 EJECTION_SECONDS = 3.0
 MAX_EJECTION_SECONDS = 30.0
+OVERLOAD_PERCENT = 125  # of an engine's share, before a conversation goes elsewhere
+_ALL_BITS = 2**64 - 1
 
 
 @dataclass(slots=True)
@@ -19,6 +28,7 @@ class Engine:
     failures: int = 0
     ejected_until: float = 0.0
     turn: int = 0
+    place: int = 0  # a number of its address, for the order in which conversations prefer engines
 
 
 @dataclass(slots=True)
@@ -28,11 +38,17 @@ class Balancer:
     engines: dict[str, Engine] = field(default_factory=dict)
     _turn: int = 0
 
-    def choose(self, urls: Sequence[str], now: float, *, but_not: str | None = None) -> Engine | None:
+    def choose(
+        self, urls: Sequence[str], now: float, *, but_not: str | None = None, conversation: int | None = None
+    ) -> Engine | None:
         """Return the engine to ask, or None when there is none. Ejected ones serve only when there is no other."""
         candidates = [self.engine(url) for url in urls if url != but_not]
         if not candidates:
             return None
+        if conversation is not None and len(candidates) > 1:
+            well = [engine for engine in candidates if engine.ejected_until <= now]
+            if well:
+                return _preferred(well, conversation)
         chosen = min(
             candidates, key=lambda engine: (engine.ejected_until > now, engine.outstanding, engine.turn)
         )
@@ -43,7 +59,7 @@ class Balancer:
     def engine(self, url: str) -> Engine:
         engine = self.engines.get(url)
         if engine is None:
-            engine = self.engines[url] = Engine(url)
+            engine = self.engines[url] = Engine(url, place=number_of(url))
         return engine
 
     def failed(self, engine: Engine, now: float) -> None:
@@ -62,3 +78,20 @@ class Balancer:
         self.engines = {
             url: engine for url, engine in self.engines.items() if url in kept or engine.outstanding
         }
+
+
+def _preferred(engines: list[Engine], conversation: int) -> Engine:
+    """Return the first engine in the conversation's order that has less than its bounded share; one always has."""
+    requests = 1 + sum(engine.outstanding for engine in engines)
+    bound = -(-requests * OVERLOAD_PERCENT // (100 * len(engines)))
+    return max(
+        (engine for engine in engines if engine.outstanding < bound),
+        key=lambda engine: _mixed(conversation ^ engine.place),
+    )
+
+
+def _mixed(bits: int) -> int:
+    """Return 64 bits that look unrelated to 64 bits: SplitMix64's finalizer."""
+    bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & _ALL_BITS
+    bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & _ALL_BITS
+    return bits ^ (bits >> 31)

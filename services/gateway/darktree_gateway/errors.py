@@ -110,9 +110,12 @@ class LaneUnavailable(Unavailable):
     code = "lane_unavailable"
 
     def __init__(
-        self, message: str = "The model is starting or at capacity. Please try again shortly."
+        self,
+        message: str = "The model is starting or at capacity. Please try again shortly.",
+        *,
+        retry_seconds: int | None = None,
     ) -> None:
-        super().__init__(message, headers={"Retry-After": str(LANE_RETRY_SECONDS)})
+        super().__init__(message, headers={"Retry-After": str(retry_seconds or LANE_RETRY_SECONDS)})
 
 
 class MeteringUnavailable(Unavailable):

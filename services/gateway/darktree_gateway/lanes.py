@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 from urllib.parse import urlsplit
 
 import yaml
@@ -16,6 +16,8 @@ import yaml
 MAX_FILE_BYTES = 4 * 1024 * 1024
 MAX_LANES = 1_000
 MAX_ENDPOINTS = 256
+MAX_HELD_REQUESTS = 32  # of one sleeping lane, where it does not say
+MAX_HOLD_SECONDS = 30
 
 Tier = Literal["Standard", "Premium", "Dedicated"]
 _TIERS = {"Standard", "Premium", "Dedicated"}
@@ -33,6 +35,21 @@ class Lane:
     engine: str
     context_tokens: int
     endpoints: tuple[str, ...]
+    max_held_requests: int = 0
+    """Requests to hold while a lane that may sleep has no engine; none for one that never sleeps."""
+    max_hold_seconds: int = 0
+    cold_start_seconds: int = 0
+    """How long the last engine took to start; 0 when none was measured."""
+
+
+class Lanes(Protocol):
+    """Where a table of lanes comes from."""
+
+    table: LaneTable
+    loaded: bool
+
+    async def watch(self, every_seconds: float, changed: Callable[[LaneTable], None]) -> None:
+        """Keep the table for as long as the task lives, telling of each new one."""
 
 
 class LaneTable:
@@ -103,7 +120,7 @@ class LaneFile:
 def parse_lanes(text: str) -> list[Lane]:
     """Return the lanes in YAML documents; other kinds are passed over. Raises ValueError for a lane that is wrong."""
     documents = [document for document in yaml.safe_load_all(text) if isinstance(document, dict)]
-    lanes = [_lane(document) for document in documents if document.get("kind") == "InferenceLane"]
+    lanes = [lane_of(document) for document in documents if document.get("kind") == "InferenceLane"]
     if len(lanes) > MAX_LANES:
         raise ValueError(f"more than {MAX_LANES} lanes")
     names = [lane.name for lane in lanes]
@@ -112,7 +129,8 @@ def parse_lanes(text: str) -> list[Lane]:
     return lanes
 
 
-def _lane(document: dict[str, Any]) -> Lane:
+def lane_of(document: dict[str, Any], endpoints: tuple[str, ...] | None = None) -> Lane:
+    """Return the lane that a document says; its engines are those of its status if none are given. Raises ValueError."""
     name = str(_at(document, "metadata", "name"))
     try:
         tier = _at(document, "spec", "tier")
@@ -123,7 +141,11 @@ def _lane(document: dict[str, Any]) -> Lane:
             raise ValueError(f"spec.tier is {tier!r}")
         if (tier == "Dedicated") != bool(customer_id):
             raise ValueError("spec.customerRef is set if and only if the tier is Dedicated")
-        context_tokens = _at(document, "spec", "engine", "contextLength")
+        status = document.get("status") or {}
+        engine = document["spec"].get("engine") or {}
+        context_tokens = engine.get("contextLength") or (status.get("engine") or {}).get("maxModelLen")
+        if context_tokens is None:
+            raise ValueError("spec.engine.contextLength is missing")
         if type(context_tokens) is not int or context_tokens < 2:
             raise ValueError(f"spec.engine.contextLength is {context_tokens!r}")
         return Lane(
@@ -133,10 +155,23 @@ def _lane(document: dict[str, Any]) -> Lane:
             model=str(_at(document, "spec", "model", "servedName")),
             engine=str(_at(document, "spec", "engine", "kind")),
             context_tokens=context_tokens,
-            endpoints=_endpoints((document.get("status") or {}).get("endpoints") or []),
+            endpoints=_endpoints(status.get("endpoints") or []) if endpoints is None else endpoints,
+            **_sleep(document["spec"], status),
         )
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"lane {name}: {error}") from error
+
+
+def _sleep(spec: dict[str, Any], status: dict[str, Any]) -> dict[str, int]:
+    cold_start = spec.get("coldStart") or {}
+    measured = (status.get("coldStart") or {}).get("lastTotalSeconds") or 0
+    if (spec.get("autoscaling") or {}).get("minReplicas", 1) != 0:
+        return {"cold_start_seconds": measured}
+    return {
+        "max_held_requests": cold_start.get("maxHeldRequests", MAX_HELD_REQUESTS),
+        "max_hold_seconds": cold_start.get("maxHoldSeconds", MAX_HOLD_SECONDS),
+        "cold_start_seconds": measured,
+    }
 
 
 def _endpoints(rows: list[dict[str, Any]]) -> tuple[str, ...]:

@@ -30,7 +30,15 @@ OVERHEAD_SECONDS = Histogram(
     "What the gateway and the ledger add to a request: before the engine is asked, and after it has answered.",
     buckets=_SECONDS,
 )
-IN_FLIGHT = Gauge("darktree_gateway_in_flight_requests", "Requests being served.", ["lane"])
+IN_FLIGHT = Gauge("darktree_lane_in_flight", "Requests being served.", ["lane"])
+QUEUED = Gauge(
+    "darktree_lane_queued",
+    "Requests that wait for an engine, or were just sent away for want of one.",
+    ["lane"],
+)
+OLDEST_QUEUED = Gauge(
+    "darktree_lane_oldest_queued_seconds", "How long the first of those has waited.", ["lane"]
+)
 HOLDS_REFUSED = Counter(
     "darktree_gateway_holds_refused_total", "Requests that the ledger refused.", ["reason"]
 )
@@ -56,6 +64,8 @@ class OfLane:
     completion_tokens: Counter
     first_token_seconds: Histogram
     in_flight: Gauge
+    queued: Gauge
+    oldest_queued_seconds: Gauge
 
 
 @cache
@@ -65,4 +75,6 @@ def of_lane(lane: str) -> OfLane:
         completion_tokens=METERED_TOKENS.labels(lane, "completion"),
         first_token_seconds=FIRST_TOKEN_SECONDS.labels(lane),
         in_flight=IN_FLIGHT.labels(lane),
+        queued=QUEUED.labels(lane),
+        oldest_queued_seconds=OLDEST_QUEUED.labels(lane),
     )

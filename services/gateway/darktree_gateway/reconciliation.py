@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from darktree_billing.reconciliation_schemas import EngineReading
 from darktree_gateway import metrics
-from darktree_gateway.lanes import LaneFile
+from darktree_gateway.lanes import Lanes
 from darktree_gateway.upstream import Upstream
 from darktree_kit.errors import ApiError
 
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 class EngineCounters:
     """Keeps the gauges of every lane's engines, and reports what changed."""
 
-    def __init__(self, lanes: LaneFile, upstream: Upstream, report: Report) -> None:
+    def __init__(self, lanes: Lanes, upstream: Upstream, report: Report) -> None:
         self._lanes = lanes
         self._upstream = upstream
         self._report = report

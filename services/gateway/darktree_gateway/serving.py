@@ -12,13 +12,14 @@ from darktree_gateway import metrics, requests
 from darktree_gateway.admission import Admission, Admitted
 from darktree_gateway.auth import Authenticator, Caller
 from darktree_gateway.catalog import Prices
-from darktree_gateway.errors import LaneUnavailable, ModelNotFound
+from darktree_gateway.errors import ModelNotFound
 from darktree_gateway.exchange import Exchange
-from darktree_gateway.lanes import Lane, LaneFile
+from darktree_gateway.lanes import Lane, Lanes
 from darktree_gateway.metering import Metering
 from darktree_gateway.requests import Ask, Endpoint
 from darktree_gateway.upstream import Upstream
-from darktree_gateway.watch import ClientLeft
+from darktree_gateway.waking import Waking
+from darktree_gateway.watch import ClientLeft, Watch
 from darktree_kit.clock import monotonic
 from darktree_kit.errors import ApiError
 from darktree_kit.ids import parse_request_id
@@ -30,7 +31,8 @@ class Service:
 
     authenticator: Authenticator
     prices: Prices
-    lanes: LaneFile
+    lanes: Lanes
+    waking: Waking
     admission: Admission
     metering: Metering
     upstream: Upstream
@@ -46,7 +48,7 @@ class Service:
             requests.check_headers(scope["headers"])
             content = await read_body(receive)
             ask = requests.read(content, endpoint)
-            lane, admitted = await self._admit(caller, ask, parse_request_id(state["request_id"]))
+            lane, admitted = await self._admit(caller, ask, parse_request_id(state["request_id"]), receive)
         except ApiError as error:
             if "x-ratelimit-limit-tokens" not in error.headers:
                 error.headers |= await self.admission.limits(caller)
@@ -65,13 +67,16 @@ class Service:
             prompt_tokens, completion_tokens = admitted.held.tokens
             state["log_fields"] |= {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
 
-    async def _admit(self, caller: Caller, ask: Ask, hold_id: UUID) -> tuple[Lane, Admitted]:
+    async def _admit(
+        self, caller: Caller, ask: Ask, hold_id: UUID, receive: Receive
+    ) -> tuple[Lane, Admitted]:
         lane = self.lanes.table.find(ask.model, caller.customer_id)
         model = self.prices.model(ask.model)
         if lane is None or model is None:
             raise ModelNotFound(ask.model)
         if not lane.endpoints:
-            raise LaneUnavailable
+            with Watch(receive):  # a client that leaves gives its place up
+                lane = await self.waking.engine(lane, caller.customer_id)
         return lane, await self.admission.admit(hold_id, caller, ask, lane, model)
 
 

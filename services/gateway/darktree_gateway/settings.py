@@ -26,7 +26,15 @@ class Settings(ServiceSettings):
     """Where billing answers."""
     billing_token: SecretStr
     """Sent to billing: its token for gateways."""
-    lanes_file: Path = Field(description="InferenceLane documents, read again when the file changes.")
+    lanes_file: Path | None = Field(
+        None,
+        description="InferenceLane documents, read again when the file changes; without it the cluster's.",
+    )
+    lanes_namespace: str = Field("", description="The namespace of a cluster's lanes; empty for all.")
+    kubeconfig: str | None = Field(
+        None,
+        description="A kubeconfig for a cluster's lanes; without it the pod's account, or the usual one.",
+    )
     journal_dir: Path = Field(description="Where settlements wait, fsynced, while the ledger is away.")
     engine_token: SecretStr = Field(SecretStr(""), description="Sent to engines as a bearer token, when set.")
     separate_prefix_caches: bool = Field(

@@ -13,6 +13,7 @@ import aiohttp
 import orjson
 
 from darktree_gateway import metrics
+from darktree_gateway.affinity import conversation_of
 from darktree_gateway.balancing import Balancer, Engine
 from darktree_gateway.errors import EngineError, LaneUnavailable, decoded, of_engine
 from darktree_gateway.lanes import Lane
@@ -96,8 +97,11 @@ class Upstream:
         headers = self._headers | {"X-Request-Id": request_id}
         path = _PATHS[ask.endpoint]
         unreachable: str | None = None
+        conversation = conversation_of(ask) if len(lane.endpoints) > 1 else None
         for last_try in (False, True):
-            engine = self.balancer.choose(lane.endpoints, monotonic(), but_not=unreachable)
+            engine = self.balancer.choose(
+                lane.endpoints, monotonic(), but_not=unreachable, conversation=conversation
+            )
             if engine is None:
                 break
             engine.outstanding += 1

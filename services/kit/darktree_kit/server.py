@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import uvicorn
 from starlette.types import ASGIApp
 
+from darktree_kit.wire import BoundedProtocol
+
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75
 SHUTDOWN_SECONDS = 30
@@ -44,7 +46,7 @@ def serve(app: ASGIApp, listeners: Sequence[socket.socket]) -> None:
         proxy_headers=False,
         lifespan="on",
         loop="uvloop",
-        http="httptools",
+        http=BoundedProtocol,
         ws="none",
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,

@@ -1,0 +1,86 @@
+"""What uvicorn leaves unbounded: how large the head of a request is, and how long a request takes to come.
+
+Without these a few connections that send a byte now and then, or headers without an end, hold a server's memory and
+descriptors for ever.
+"""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD_BYTES = 64 * 1024  # beyond the read in which the head began
+READ_SECONDS = 60.0  # for a request, head and body, to arrive whole
+LOOK_SECONDS = 10.0
+_CLOSE = b"connection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Answers 431 to a head without an end, 408 to one that does not come, and closes on a body that does not come."""
+
+    max_head_bytes = MAX_HEAD_BYTES
+    read_seconds = READ_SECONDS
+    look_seconds = LOOK_SECONDS
+
+    _in_head = False
+    _head_bytes = 0
+    _since: float | None = None  # when the request began that is arriving; a new connection owes one
+    _next_look: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._since = self.loop.time()
+        self._next_look = self.loop.call_later(self.look_seconds, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._next_look is not None:
+            self._next_look.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        went_on = self._in_head
+        super().data_received(data)
+        if went_on and self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > self.max_head_bytes:
+                self._refuse(b"431 Request Header Fields Too Large")
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        self._head_bytes = 0
+        self._since = self.loop.time()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._since = None
+        super().on_message_complete()
+
+    def _look(self) -> None:
+        """Close the connection when its request is late, unless it is this server that does not read on."""
+        if self.transport.is_closing():
+            return
+        now = self.loop.time()
+        cycle: Any = self.cycle
+        waits_for_us = self.flow.read_paused or (
+            self._in_head and cycle is not None and not cycle.response_complete
+        )
+        if self._since is not None and waits_for_us:
+            self._since = now
+        if self._since is not None and now - self._since > self.read_seconds:
+            self._refuse(b"408 Request Timeout")
+            return
+        self._next_look = self.loop.call_later(self.look_seconds, self._look)
+
+    def _refuse(self, status: bytes) -> None:
+        if (
+            self._in_head
+            and not self.transport.is_closing()
+            and (self.cycle is None or self.cycle.response_complete)
+        ):
+            self.transport.write(b"HTTP/1.1 " + status + b"\r\n" + _CLOSE)
+        self._in_head = False
+        self.transport.close()

@@ -1,0 +1,206 @@
+"""Clients that send too much, too slowly, or what two servers would read differently, harm nobody."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from darktree_kit import server
+from darktree_kit.wire import BoundedProtocol
+
+READ_SECONDS = 0.4
+MAX_HEAD_BYTES = 8_192
+DEADLINE_SECONDS = 10.0
+TARGET = b"POST /first HTTP/1.1\r\nHost: a\r\n"
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+class Quick(BoundedProtocol):
+    """The same with bounds that a test can wait for."""
+
+    max_head_bytes = MAX_HEAD_BYTES
+    read_seconds = READ_SECONDS
+    look_seconds = 0.05
+
+
+class Echo:
+    """Answers with the body's length, and knows which paths were asked."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        self.paths.append(scope["path"])
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self.paths.append("left")
+                return
+            size += len(message.get("body", b""))
+            if not message.get("more_body"):
+                break
+        if scope["path"] == "/slow":
+            until = time.monotonic() + 3 * READ_SECONDS
+            while time.monotonic() < until:
+                await asyncio.sleep(0.01)
+        content = str(size).encode()
+        length = (b"content-length", str(len(content)).encode())
+        await send({"type": "http.response.start", "status": 200, "headers": [length]})
+        await send({"type": "http.response.body", "body": content})
+
+
+@pytest.fixture(scope="module")
+def echo() -> Echo:
+    return Echo()
+
+
+@pytest.fixture(scope="module")
+def port(echo: Echo) -> Iterator[int]:
+    listener = server.listen("127.0.0.1", 0)
+    running = uvicorn.Server(uvicorn.Config(echo, log_config=None, http=Quick, lifespan="off"))
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    yield listener.getsockname()[1]
+    running.should_exit = True
+    thread.join(DEADLINE_SECONDS)
+    listener.close()
+
+
+@pytest.fixture
+def connection(port: int, echo: Echo) -> Iterator[socket.socket]:
+    echo.paths.clear()
+    with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_SECONDS) as made:
+        yield made
+
+
+def rest_of(connection: socket.socket) -> bytes:
+    """Return what comes until the server closes the connection."""
+    told = b""
+    try:
+        while part := connection.recv(65_536):
+            told += part
+    except ConnectionResetError:
+        pass
+    return told
+
+
+def answer_of(connection: socket.socket) -> bytes:
+    told = b""
+    while b"\r\n\r\n" not in told:
+        part = connection.recv(65_536)
+        assert part, told
+        told += part
+    return told
+
+
+def test_an_ordinary_request_and_the_next_on_its_connection_are_answered(connection: socket.socket) -> None:
+    for _ in range(2):
+        connection.sendall(TARGET + b"Content-Length: 3\r\n\r\nabc")
+        assert answer_of(connection).startswith(b"HTTP/1.1 200")
+
+
+def test_a_head_without_an_end_is_refused(connection: socket.socket, echo: Echo) -> None:
+    connection.sendall(TARGET)
+    told = b""
+    try:
+        for _ in range(400):
+            connection.sendall(b"X-Large: " + b"a" * 1_000 + b"\r\n")
+    except OSError:
+        pass
+    told = rest_of(connection)
+    assert told.startswith(b"HTTP/1.1 431") or not told  # a reset may overtake the answer
+    assert echo.paths == []
+
+
+def test_a_large_body_is_no_large_head(connection: socket.socket) -> None:
+    size = 40 * MAX_HEAD_BYTES
+    connection.sendall(TARGET + b"Content-Length: %d\r\n\r\n" % size + b"a" * size)
+    assert str(size).encode() in answer_of(connection)
+
+
+@pytest.mark.parametrize("sent", [TARGET, b"P", TARGET + b"X: "])
+def test_a_head_that_does_not_come_is_not_waited_for(
+    connection: socket.socket, echo: Echo, sent: bytes
+) -> None:
+    connection.sendall(sent)
+    assert rest_of(connection).startswith(b"HTTP/1.1 408")
+    assert echo.paths == []
+
+
+def test_a_head_that_comes_a_byte_at_a_time_is_not_waited_for(connection: socket.socket) -> None:
+    connection.settimeout(0.02)
+    connection.sendall(TARGET)
+    until, told = time.monotonic() + DEADLINE_SECONDS, b""
+    while not told:
+        assert time.monotonic() < until
+        try:
+            connection.sendall(b"X")
+            told = connection.recv(100)
+        except TimeoutError:
+            continue
+        except OSError:
+            break
+    assert told.startswith(b"HTTP/1.1 408") or not told
+
+
+def test_a_connection_that_says_nothing_is_closed(connection: socket.socket) -> None:
+    assert rest_of(connection) == b""
+
+
+def test_a_body_that_does_not_come_is_a_client_that_left(connection: socket.socket, echo: Echo) -> None:
+    connection.sendall(TARGET + b"Content-Length: 10\r\n\r\nabc")
+    assert rest_of(connection) == b""
+    until = time.monotonic() + DEADLINE_SECONDS
+    while echo.paths != ["/first", "left"]:
+        assert time.monotonic() < until
+
+
+def test_a_slow_answer_and_who_waits_behind_it_are_not_cut(connection: socket.socket, echo: Echo) -> None:
+    connection.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n" + SMUGGLED[:20])
+    assert answer_of(connection).startswith(b"HTTP/1.1 200")
+    connection.sendall(SMUGGLED[20:])
+    assert answer_of(connection).startswith(b"HTTP/1.1 200")
+    assert echo.paths == ["/slow", "/smuggled"]
+
+
+AMBIGUOUS = {
+    "a length and chunks": b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "chunks and a length": b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+    "two lengths": b"Content-Length: 0\r\nContent-Length: %d\r\n\r\n" % len(SMUGGLED),
+    "a list of lengths": b"Content-Length: 0, %d\r\n\r\n" % len(SMUGGLED),
+    "a length with a sign": b"Content-Length: +%d\r\n\r\n" % len(SMUGGLED),
+    "a negative length": b"Content-Length: -1\r\n\r\n",
+    "a length in hexadecimal": b"Content-Length: 0x0\r\n\r\n",
+    "a length past 64 bits": b"Content-Length: 18446744073709551616\r\n\r\n",
+    "a name with a space": b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+    "a name that begins with a space": b" Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "an unknown encoding": b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "chunks not last": b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+    "a chunk's size with a sign": b"Transfer-Encoding: chunked\r\n\r\n-1\r\n\r\n",
+    "a chunk's size past 64 bits": b"Transfer-Encoding: chunked\r\n\r\n10000000000000000\r\n",
+    "a line ended by a return alone": b"X: a\rContent-Length: 0\r\n\r\n",
+    "a nought in a value": b"X: a\0b\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("case", AMBIGUOUS)
+def test_what_two_servers_could_read_differently_is_refused_and_smuggles_nothing(
+    connection: socket.socket, echo: Echo, case: str
+) -> None:
+    connection.sendall(TARGET + AMBIGUOUS[case] + SMUGGLED)
+    told = rest_of(connection)
+    assert told.startswith(b"HTTP/1.1 400"), told
+    assert told.count(b"HTTP/1.1") == 1
+    assert "/smuggled" not in echo.paths
+
+
+def test_the_bounds_of_the_services_let_ordinary_clients_through() -> None:
+    assert (BoundedProtocol.max_head_bytes, BoundedProtocol.read_seconds) == (65_536, 60.0)
