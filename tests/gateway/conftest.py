@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shutil
 import socket
 import threading
 import time
@@ -216,12 +217,15 @@ class Platform:
     simulator_url: str
     engine: ScriptedEngine
     lanes_file: Path
-    plans_file: Path
     journal_dir: Path
     settings: Settings
     database: Database
     stack: ExitStack
     serving: Serving
+
+    @property
+    def plans_file(self) -> Path:
+        return self.lanes_file.with_name("plans.yaml")
 
     def admin(self, method: str, path: str, **options: Any) -> Any:
         url = f"http://127.0.0.1:{self.billing_port}/admin{path}"
@@ -326,8 +330,7 @@ def running_platform(
                 stack.enter_context(serving_context(ledger_app(each, gateway_token, billing_token)))
                 for each in databases
             ]
-            plans_file = folder / "plans.yaml"
-            plans_file.write_bytes((EXAMPLES / "plans.yaml").read_bytes())
+            plans_file = Path(shutil.copy(EXAMPLES / "plans.yaml", folder))
             billing_app = make_billing_app(
                 BillingSettings(
                     database_url=SecretStr(database.url_as("darktree_billing")),
@@ -374,7 +377,6 @@ def running_platform(
                 simulator_url=simulator_url,
                 engine=engine,
                 lanes_file=lanes_file,
-                plans_file=plans_file,
                 journal_dir=settings.journal_dir,
                 settings=settings,
                 database=database,

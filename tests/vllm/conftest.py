@@ -1,13 +1,15 @@
 """A real vLLM on the CPU beside a simulator, both with the same tokenizer, model name and context."""
 
+import json
 import os
 import re
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,3 +129,52 @@ def _metric(text: str, name: str) -> int:
     found = re.search(rf"^{re.escape(name)}\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)
     assert found, f"no metric {name}"
     return int(float(found.group(1)))
+
+
+class Tap:
+    """A TCP forwarder between gateway and engine that remembers what the engine said."""
+
+    def __init__(self, url: str) -> None:
+        host, _, port = url.removeprefix("http://").partition(":")
+        self._target = (host, int(port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._said: list[bytearray] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def usages(self) -> list[dict[str, int]]:
+        """Return every usage that passed, oldest first."""
+        text = b"".join(self._said).decode("utf-8", "replace")
+        return [json.loads(found) for found in re.findall(r'"usage":(\{[^{}]*\})', text)]
+
+    def completion_tokens(self) -> int:
+        return (self.usages() or [{"completion_tokens": 0}])[-1]["completion_tokens"]
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(self._target)
+                said = bytearray()
+                self._said.append(said)
+                threading.Thread(target=self._pump, args=(near, far, None), daemon=True).start()
+                threading.Thread(target=self._pump, args=(far, near, said), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, said: bytearray | None) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+                if said is not None:
+                    said += data
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture(scope="session")
+def make_tap() -> Callable[[str], Tap]:
+    """Taps the connections to an engine."""
+    return Tap

@@ -6,11 +6,10 @@ Every case runs against the simulator too, which has the same tokenizer: both gi
 import json
 import re
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -61,49 +60,6 @@ def until(condition: Callable[[], Any], what: str) -> Any:
     return value
 
 
-class Tap:
-    """A TCP forwarder between gateway and engine that remembers what the engine said."""
-
-    def __init__(self, url: str) -> None:
-        host, _, port = url.removeprefix("http://").partition(":")
-        self._target = (host, int(port))
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._said: list[bytearray] = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def usages(self) -> list[dict[str, int]]:
-        """Return every usage that passed, oldest first."""
-        text = b"".join(self._said).decode("utf-8", "replace")
-        return [json.loads(found) for found in re.findall(r'"usage":(\{[^{}]*\})', text)]
-
-    def completion_tokens(self) -> int:
-        return (self.usages() or [{"completion_tokens": 0}])[-1]["completion_tokens"]
-
-    def close(self) -> None:
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                far = socket.create_connection(self._target)
-                said = bytearray()
-                self._said.append(said)
-                threading.Thread(target=self._pump, args=(near, far, None), daemon=True).start()
-                threading.Thread(target=self._pump, args=(far, near, said), daemon=True).start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket, said: bytearray | None) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                sink.sendall(data)
-                if said is not None:
-                    said += data
-        for end in (source, sink):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-
 @dataclass
 class Services:
     """A ledger and a billing; gateways are added, each with its own lane."""
@@ -114,10 +70,11 @@ class Services:
     folder: Path
     http: httpx.Client = field(repr=False)
     serving: Serving = field(repr=False)
+    tap: Callable[[str], Any] = field(repr=False)
 
     def gateway(self, engine: Any, lane: str, stack: ExitStack) -> "Metered":
         """Serve a gateway with one lane, whose engine is behind a tap."""
-        tap = Tap(engine.base_url)
+        tap = self.tap(engine.base_url)
         stack.callback(tap.close)
         folder = self.folder / uuid.uuid4().hex
         folder.mkdir()
@@ -153,7 +110,7 @@ class Metered:
 
     services: Services
     engine: Any
-    tap: Tap
+    tap: Any
     lane: str
     url: str
 
@@ -245,6 +202,7 @@ def services(
     serving_context: Serving,
     gateway_token: str,
     billing_token: str,
+    make_tap: Callable[[str], Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Services]:
     folder = tmp_path_factory.mktemp("metering")
@@ -273,7 +231,7 @@ def services(
         )
         billing_url = stack.enter_context(serving_context(billing))
         http = stack.enter_context(httpx.Client(timeout=60))
-        yield Services(ledger_url, billing_url, gateway_token, folder, http, serving_context)
+        yield Services(ledger_url, billing_url, gateway_token, folder, http, serving_context, make_tap)
 
 
 @pytest.fixture(scope="module", params=ENGINES)
