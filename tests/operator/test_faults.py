@@ -1,4 +1,4 @@
-"""The table of faults in docs/lanes.md: each row is produced here, on a real API server, and ends in what the row says."""
+"""The table of faults in docs/lanes.md: each row is produced here, on a real API server, and ends in what it says."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -394,7 +394,7 @@ async def test_nothing_is_written_while_nothing_changes(
         nonlocal requests
         same, requests = requests == operator.cluster.requests, operator.cluster.requests
         await asyncio.sleep(0.5)
-        return same
+        return bool(same)
 
     await until("it to be quiet", quiet, 20)
     looks, requests = operator.workers.looks, operator.cluster.requests

@@ -140,12 +140,12 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         upstream.balancer.forget_all_but([endpoint for _, endpoint in table.endpoints()])
 
     app.state.ready = _readiness(lanes, prices, ledger)
-    app.state.show = lambda: waking.show(lanes.table)
     if isinstance(lanes, LaneFile) and lanes.poll():
         take(lanes.table)
     work: list[Coroutine[Any, Any, None]] = [
         lanes.watch(settings.lanes_seconds, take),
         prices.watch(settings.catalog_seconds),
+        waking.keep_shown(lambda: lanes.table),
         metering.keep_holds(),
         metering.keep_replaying(settings.journal_replay_seconds),
     ]

@@ -42,16 +42,6 @@ class Lane:
     """How long the last engine took to start; 0 when none was measured."""
 
 
-class Lanes(Protocol):
-    """Where a table of lanes comes from."""
-
-    table: LaneTable
-    loaded: bool
-
-    async def watch(self, every_seconds: float, changed: Callable[[LaneTable], None]) -> None:
-        """Keep the table for as long as the task lives, telling of each new one."""
-
-
 class LaneTable:
     """Lanes by whom they serve."""
 
@@ -76,6 +66,16 @@ class LaneTable:
     def endpoints(self) -> list[tuple[str, str]]:
         """Return (lane, endpoint) of every engine."""
         return [(lane.name, endpoint) for lane in self.lanes for endpoint in lane.endpoints]
+
+
+class Lanes(Protocol):
+    """Where a table of lanes comes from."""
+
+    table: LaneTable
+    loaded: bool
+
+    async def watch(self, every_seconds: float, changed: Callable[[LaneTable], None]) -> None:
+        """Keep the table for as long as the task lives, telling of each new one."""
 
 
 class LaneFile:
@@ -130,7 +130,7 @@ def parse_lanes(text: str) -> list[Lane]:
 
 
 def lane_of(document: dict[str, Any], endpoints: tuple[str, ...] | None = None) -> Lane:
-    """Return the lane that a document says; its engines are those of its status if none are given. Raises ValueError."""
+    """Return the lane that a document says, with the engines of its status if none are given. Raises ValueError."""
     name = str(_at(document, "metadata", "name"))
     try:
         tier = _at(document, "spec", "tier")

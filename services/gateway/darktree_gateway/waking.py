@@ -17,6 +17,7 @@ ASKED_SECONDS = (
     10.0  # how long a request that was sent away still counts as asking: the operator reads every few
 )
 MAX_RETRY_SECONDS = 3600
+SHOW_SECONDS = 0.5
 
 
 @dataclass(slots=True)
@@ -53,6 +54,12 @@ class Waking:
             gauges = metrics.of_lane(lane.name)
             gauges.queued.set(held or int(asked))
             gauges.oldest_queued_seconds.set(oldest)
+
+    async def keep_shown(self, table: Callable[[], LaneTable]) -> None:
+        """Set the gauges for as long as the task lives: how long somebody waits changes by itself."""
+        while True:
+            self.show(table())
+            await asyncio.sleep(SHOW_SECONDS)
 
     async def engine(self, lane: Lane, customer_id: str) -> Lane:
         """Return the lane once it has an engine. Raises LaneUnavailable when it may not or need not be waited for."""
