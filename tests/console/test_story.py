@@ -119,7 +119,9 @@ def mailed_link(platform: dict[str, str]) -> str:
                 return re.search(r"https?://\S+/console/sign-in/\S+", mail.get_content())[0]  # type: ignore[index]
         return None
 
-    return until(newest, "a link is mailed", 10)
+    found = until(newest, "a link is mailed", 10)
+    assert found is not None
+    return found
 
 
 def test_a_stranger_buys_calls_watches_hits_the_cap_and_revokes_without_anyones_help(

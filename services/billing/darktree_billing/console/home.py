@@ -1,5 +1,6 @@
 """The overview: what is left, what it buys, how long it lasts, and today against the cap."""
 
+import asyncio
 from datetime import timedelta
 
 from fastapi import APIRouter, Request
@@ -25,9 +26,10 @@ async def overview(
     request: Request, me: TheMember, session: Session, ledger: TheLedger, plans_file: ThePlansFile
 ) -> HTMLResponse:
     plans = plans_file.current()
-    now = await standing(ledger, plans, me.customer_id)
     with accounts.ledger_refusals():
-        latest = await ledger.entries(me.customer_id, limit=LATEST_ENTRIES)
+        now, latest = await asyncio.gather(
+            standing(ledger, plans, me.customer_id), ledger.entries(me.customer_id, limit=LATEST_ENTRIES)
+        )
     known = (await keys.list_keys(session, me.customer_id, MAX_PAGE, None)).data
     names = {key.id: key.name for key in known}
     today = now.account.day

@@ -1,5 +1,6 @@
 """Usage by day, model and key: a chart, and the same numbers as tables."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -56,10 +57,11 @@ async def read_usage(
     account = await accounts.account(ledger, me.customer_id)
     shown = [account.day - timedelta(days=days - 1 - place) for place in range(days)]
     with accounts.ledger_refusals():
-        rows = await ledger.usage(me.customer_id, shown[0], shown[-1])
-        refused = {
-            row.day: row.refused_requests for row in await ledger.days(me.customer_id, shown[0], shown[-1])
-        }
+        rows, counted = await asyncio.gather(
+            ledger.usage(me.customer_id, shown[0], shown[-1]),
+            ledger.days(me.customer_id, shown[0], shown[-1]),
+        )
+    refused = {row.day: row.refused_requests for row in counted}
     models = {model.id: model.display_name for model in plans_file.current().models}
     known = (await keys.list_keys(session, me.customer_id, MAX_PAGE, None)).data
     names = {key.id: f"{key.name} …{key.last4}" for key in known}
