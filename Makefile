@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 PIP_INSTALL := $(PIP) install
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test check format bench openapi reference vectors vllm lock clean
+.PHONY: help install up test check format bench openapi reference vectors vllm clients lock clean
 
 help: ## Show this help
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ vectors: install ## Write docs/ledger-vectors.json: examples of the ledger's for
 
 vllm: ## Make .venv-vllm, a real vLLM for a CPU (large: PyTorch comes with it)
 	bash scripts/vllm-install.sh
+
+clients: ## Install OpenAI's library for Node, which its tests drive (needs npm)
+	npm ci --prefix tests/clients --ignore-scripts --no-audit --no-fund
 
 lock: ## Regenerate requirements.lock (needs uv)
 	uv pip compile pyproject.toml --extra dev --generate-hashes --no-header --no-annotate --universal \
