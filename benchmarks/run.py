@@ -196,6 +196,21 @@ def books(found: dict[str, float], verified: dict[str, Any], statement: dict[str
     ]
 
 
+def operator(found: dict[str, Any] | None) -> list[str]:
+    """Return what was measured of the operator, as Markdown."""
+    if found is None:
+        return ["", "The operator was left out: there is no kube-apiserver (KUBEBUILDER_ASSETS)."]
+    one, many, count = found["single_ms"], found["many_ms"], found["lanes"]
+    return [
+        "",
+        f"The operator, on Kubernetes {found['version']}: from a lane's creation to its Deployment "
+        f"{one['p50']:.0f} ms (p99 {one['p99']:.0f} ms) for one lane, {many['p50']:.0f} ms (p99 {many['p99']:.0f} ms) "
+        f"for {count} at once; {found['requests_a_lane_until_quiet']} requests a lane until all serve and nothing "
+        f"changes; then {found['requests_a_lane_hour']} requests a lane an hour and {found['idle_cpu_percent']} % of "
+        f"a core with {count} lanes; {found['megabytes']} MB.",
+    ]
+
+
 def report(
     rows: list[Row], ledger: dict[str, float], stopped: dict[str, object], memory: dict[str, float]
 ) -> list[str]:
@@ -259,12 +274,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each round (default: 5)")
     parser.add_argument("--rounds", type=int, default=3, help="medians of so many rounds (default: 3)")
-    parser.add_argument("--only", choices=["platform", "books"], help="measure only this part")
+    parser.add_argument("--only", choices=["platform", "books", "operator"], help="measure only this part")
     parser.add_argument("--output", type=Path, help="write the report here too")
     chosen = parser.parse_args()
-    lines = [] if chosen.only == "books" else asyncio.run(measure_platform(chosen))
-    if chosen.only != "platform":
+    lines = asyncio.run(measure_platform(chosen)) if chosen.only in {None, "platform"} else []
+    if chosen.only in {None, "books"}:
         lines += books(measure_database(chosen), measure_alone("verify"), measure_alone("statement"))
+    if chosen.only in {None, "operator"}:
+        lines += operator(measure_alone("lanes"))
     text = "\n".join(lines) + "\n"
     print(text)
     if chosen.output:

@@ -52,7 +52,7 @@ class BadNetwork:
         headers = {name: request.headers[name] for name in _PASSED if name in request.headers}
         body = await request.read()
         async with session.request(
-            request.method, self.upstream + request.path_qs, data=body, headers=headers, ssl=False
+            request.method, self.upstream + request.path_qs, data=body or None, headers=headers, ssl=False
         ) as answer:
             if not watching:
                 content = await answer.read()

@@ -235,7 +235,7 @@ async def test_two_operators_without_a_lease_still_agree(
         nonlocal asked
         before, asked = asked, first.cluster.requests + second.cluster.requests
         await asyncio.sleep(0.5)
-        return before == asked
+        return bool(before == asked)
 
     await until("both to be quiet", quiet, 20)
     assert (await _deployment(admin, namespace))["metadata"]["generation"] <= 2
@@ -334,7 +334,7 @@ async def test_two_hundred_lanes_are_applied_and_then_left_in_peace(
         nonlocal asked
         before, asked = asked, operator.cluster.requests
         await asyncio.sleep(2)
-        return before == asked
+        return bool(before == asked)
 
     await until("quiet", quiet, 60)
     assert operator.check()["lanes"] == MANY
