@@ -30,7 +30,7 @@ from darktree_operator.settings import Settings  # noqa: E402
 SINGLE_LANES = 50
 MANY_LANES = 200
 WAIT_SECONDS = 300
-LOOKS_OF_AN_HOUR = 3600 / Settings(_env_file=None).resync_seconds  # type: ignore[call-arg]
+LOOKS_OF_AN_HOUR = 3600 / Settings(_env_file=None).resync_seconds
 QUIET_SECONDS = 60.0
 NAMESPACE = "bench"
 NAMESPACES = Resource("v1", "namespaces", "Namespace")

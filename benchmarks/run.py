@@ -206,8 +206,8 @@ def operator(found: dict[str, Any] | None) -> list[str]:
         f"The operator, on Kubernetes {found['version']}: from a lane's creation to its Deployment "
         f"{one['p50']:.0f} ms (p99 {one['p99']:.0f} ms) for one lane, {many['p50']:.0f} ms (p99 {many['p99']:.0f} ms) "
         f"for {count} at once; {found['requests_a_lane_until_quiet']} requests a lane until all serve and nothing "
-        f"changes; then {found['requests_a_lane_hour']} requests a lane an hour and {found['idle_cpu_percent']} % of "
-        f"a core with {count} lanes; {found['megabytes']} MB.",
+        f"changes; then {found['requests_a_lane_hour']} requests a lane an hour with {count} lanes, and "
+        f"{found['idle_cpu_percent']} % of a core while an hour's looks are made in a minute; {found['megabytes']} MB.",
     ]
 
 
