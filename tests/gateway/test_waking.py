@@ -1,4 +1,4 @@
-"""Requests for a sleeping lane: held within bounds, woken together, sent away with the lane's own start as the delay."""
+"""Requests for a sleeping lane: held within bounds, woken together, sent away with the lane's own start as delay."""
 
 import asyncio
 from dataclasses import replace
