@@ -19,6 +19,7 @@ METRICS = (
     "darktree_ledger.sealer_metrics",
     "darktree_billing.metrics",
     "darktree_gateway.metrics",
+    "darktree_operator.metrics",
 )
 PROMTOOL = shutil.which("promtool")
 

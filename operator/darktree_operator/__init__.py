@@ -1,1 +1,1 @@
-"""Makes lanes out of InferenceLane resources. Not built yet: outside a cluster, `darktree up` serves the lanes."""
+"""Makes lanes out of InferenceLane resources, and says in their status how that goes."""

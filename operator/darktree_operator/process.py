@@ -65,6 +65,7 @@ class Operator:
 
     async def start(self) -> None:
         """Begin to follow and, once leading and once everything was read, to write."""
+        metrics.OVERDUE_SECONDS.set_function(self.workers.overdue_seconds)
         if self.settings.metrics_port:
             start_http_server(self.settings.metrics_port)
         work: list[Coroutine[Any, Any, None]] = [self.fleet.run(), self._begin_when_listed()]
@@ -96,7 +97,6 @@ class Operator:
             if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                 raise NotAlive(f"a task has ended: {error!r}"[:300])
         overdue = self.workers.overdue_seconds()
-        metrics.OVERDUE_SECONDS.set(overdue)
         if overdue > self.settings.stale_seconds:
             raise NotAlive(f"a lane waits since {overdue:.0f} s")
         unread = [each.resource.plural for each in self.fleet.mirrors() if not each.listed.is_set()]
