@@ -90,11 +90,9 @@ async def measure(server: ApiServer) -> dict[str, Any]:
     kubelet = FakeKubelet(admin, NAMESPACE)
     playing = asyncio.create_task(kubelet.run())
     async with between(server.url) as network:
-        kubeconfig = str(server.kubeconfig("admin", network.url))
         environment = {
             **os.environ,
-            "KUBECONFIG": kubeconfig,  # kopf's own watch; the setting is the operator's
-            "DARKTREE_OPERATOR_KUBECONFIG": kubeconfig,
+            "KUBECONFIG": str(server.kubeconfig("admin", network.url)),
             "DARKTREE_OPERATOR_CONFIG_FILE": str(ROOT / "examples" / "operator.yaml"),
             "DARKTREE_OPERATOR_LEASE_NAMESPACE": NAMESPACE,
             "DARKTREE_OPERATOR_RESYNC_SECONDS": str(QUIET_SECONDS / LOOKS_OF_AN_HOUR),

@@ -35,11 +35,13 @@ class NotAlive(Exception):
 class Operator:
     """Everything that runs while the operator does."""
 
-    def __init__(self, settings: Settings, config: OperatorConfig | None = None) -> None:
+    def __init__(
+        self, settings: Settings, config: OperatorConfig | None = None, cluster: Cluster | None = None
+    ) -> None:
         self.settings = settings
         self.config = config or _config(settings)
         self.identity = settings.identity or f"{socket.gethostname()}_{secrets.token_hex(4)}"
-        self.cluster = Cluster(settings.kubeconfig)
+        self.cluster = cluster or Cluster()  # as kopf: what KUBECONFIG names, or the pod's account
         self.workers = Workers(self._look)
         self.fleet = Fleet(
             self.cluster,

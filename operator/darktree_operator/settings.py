@@ -18,9 +18,6 @@ class Settings(BaseSettings):
         description="Images, accelerators and peers of this cluster; without it only simulated engines run.",
     )
     namespace: str = Field("", description="The only namespace with lanes; empty for all.")
-    kubeconfig: str | None = Field(
-        None, description="A kubeconfig; without it the pod's account, or the usual one."
-    )
     identity: str = Field(
         "", description="Who holds the lease; the host's name and a random part without it."
     )

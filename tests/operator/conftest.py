@@ -87,9 +87,8 @@ async def operators(
         async def running(
             user: str = "admin", url: str | None = None, **said: Any
         ) -> AsyncIterator[Operator]:
-            kubeconfig = str(api_server.kubeconfig(user, url))
-            settings = Settings(**{"kubeconfig": kubeconfig, "namespace": namespace, **said})
-            operator = Operator(settings, config)
+            cluster = Cluster(str(api_server.kubeconfig(user, url)))
+            operator = Operator(Settings(**{"namespace": namespace, **said}), config, cluster)
             await operator.start()
             try:
                 yield operator
