@@ -185,7 +185,7 @@ def test_a_lease_is_taken_only_after_it_stood_still_for_its_duration(
 ) -> None:
     time = Time()
     lease = Lease(Cluster(), "n", "l", "me", elapsed=time)
-    found = {
+    found: dict[str, Any] = {
         "metadata": {"resourceVersion": "5"},
         "spec": {"holderIdentity": holder, "leaseDurationSeconds": 15},
     }
