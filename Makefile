@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 PIP_INSTALL := $(PIP) install
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test check format bench openapi reference vectors vllm clients lock clean
+.PHONY: help install up test soak check format bench openapi reference vectors vllm clients lock clean
 
 help: ## Show this help
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ up: install ## Serve everything on this machine (ARGS="--gateways 2 --port 9000"
 # Two at a time: most tests wait for processes that they start. A file's tests stay together: they share what it started.
 test: install ## Run every test (ARGS="tests/ledger -x")
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+soak: install ## Run what takes longer: payments' events in every order, many more examples
+	SOAK=1 $(BIN)/python -m pytest --timeout 3000 -s tests/billing/test_payment_chaos.py $(ARGS)
 
 check: install ## Lint, format, types and import contracts
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ times. Both must have the same entries, to the last nano-dollar, and both must a
 
 import asyncio
 import itertools
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -27,7 +28,15 @@ from darktree_kit.money import NANOS_PER_CENT
 from darktree_ledger.client import LedgerClient
 from darktree_ledger.schemas import Hold, Settle
 
-EXAMPLES = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+# `make soak` tries every order of up to five events, and many more lives.
+SOAKING = "SOAK" in os.environ
+MAX_EVENTS_IN_EVERY_ORDER = 5 if SOAKING else 3
+EXAMPLES = settings(
+    max_examples=150 if SOAKING else 12,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
 # What may happen at Stripe to one payment, step by step. Numbers are cents to refund.
 LIVES: dict[str, list[Any]] = {
     "bought": ["pay"],
@@ -233,7 +242,7 @@ def test_in_whichever_order_the_events_come_the_books_are_the_same(world: World,
     count = len(life.telling)
     everything = tuple(range(count))
     some = [everything, everything[::-1], everything[count // 2 :] + everything[: count // 2]]
-    orders = list(itertools.permutations(everything)) if count <= 3 else some
+    orders = list(itertools.permutations(everything)) if count <= MAX_EVENTS_IN_EVERY_ORDER else some
     for place, order in enumerate(orders):
         if place:
             life = Life(world)
@@ -243,6 +252,7 @@ def test_in_whichever_order_the_events_come_the_books_are_the_same(world: World,
         books = (life.entries(), life.standing())
         expected = expected or books
         assert books == expected, order
+    print(f"{name}: {count} events, {len(orders)} orders")
     agrees_with_stripe(world)
 
 
