@@ -28,7 +28,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from darktree_kit import migrate
 from darktree_kit.db import Database
-from darktree_ledger import accounts, books, invariants, log, reconciliation
+from darktree_ledger import accounts, books, invariants, log, reconciliation, usage
+from darktree_ledger.schemas import EntryFilter
 
 MONTHS = 12
 UNSEALED = 1_000
@@ -154,8 +155,9 @@ def paths(each: int, entries: int) -> dict[str, Callable[[AsyncSession], Awaitab
     now = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
     def entry_page(**options: Any) -> Callable[[AsyncSession], Awaitable[Any]]:
-        asked: dict[str, Any] = {"limit": 100, "after": None, "kind": None} | options
-        return lambda session: accounts.entries(session, CUSTOMER, **asked)
+        after = options.pop("after", None)
+        which = EntryFilter(**options)
+        return lambda session: accounts.entries(session, CUSTOMER, limit=100, after=after, which=which)
 
     async def exported(session: AsyncSession, first: datetime, last: datetime) -> None:
         parameters = {"customer_id": CUSTOMER, "start": first, "end": last}
@@ -176,6 +178,12 @@ def paths(each: int, entries: int) -> dict[str, Callable[[AsyncSession], Awaitab
         "entries, newest page": entry_page(),
         "entries, a page of the first month": entry_page(after=str(each // 20 + 2)),
         "grants": entry_page(kind="grant"),
+        "entries of a day, a model and a key": entry_page(
+            day=date(2026, 10, 7), model="qwen25-14b-awq", key_id="key-000000000001"
+        ),
+        "usage of a month by day, model and key": lambda session: usage.usage(
+            session, CUSTOMER, LAST_CLOSED, date(2026, 10, 31)
+        ),
         "days of a year": lambda session: accounts.days(
             session, CUSTOMER, date(2025, 12, 1), date(2026, 11, 30)
         ),

@@ -7,7 +7,7 @@ from typing import Annotated, get_args
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Path, Query, Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from darktree_billing import accounts, keys
 from darktree_billing.console.shell import TheMember, render
@@ -131,13 +131,14 @@ async def show_entry(
 
 @router.get("/console/ledger/{seq}/receipt.json")
 async def read_receipt(seq: Seq, me: TheMember, ledger: TheLedger) -> Response:
-    """Return an entry's receipt, for the page and for keeping; 404 for some seconds, until the log covers it."""
+    """Return an entry's receipt, for the page and for keeping; 202 for some seconds, until the log covers it."""
     with accounts.ledger_refusals():
         receipt = await ledger.receipt(me.customer_id, seq)
     if receipt is None:
-        raise NotFound(
-            "The log does not cover this entry yet. Look again in a minute.", code="not_in_the_log"
-        )
+        await _entry(ledger, me.customer_id, seq)
+        # Nothing is wrong, and a browser would tell of a 404 as of an error.
+        soon = {"message": "The log does not cover this entry yet. Look again in a minute."}
+        return JSONResponse(soon, 202, {"Retry-After": "2"})
     headers = {"Content-Disposition": f'attachment; filename="receipt-{seq}.json"'}
     return Response(receipt.model_dump_json(indent=2), headers=headers, media_type="application/json")
 

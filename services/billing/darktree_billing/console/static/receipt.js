@@ -139,8 +139,8 @@ function meet(vkey) {
 async function fetchReceipt(url) {
   for (let tried = 0; tried < TRIES; tried += 1) {
     const answer = await fetch(url, { credentials: "same-origin" });
-    if (answer.ok) return readJson(await answer.text());
-    if (answer.status !== 404) throw new Error(`The receipt could not be fetched (${answer.status}).`);
+    if (answer.status === 200) return readJson(await answer.text());
+    if (answer.status !== 202) throw new Error(`The receipt could not be fetched (${answer.status}).`);
     await new Promise((resolve) => setTimeout(resolve, PAUSE_MILLISECONDS));
   }
   return null;
