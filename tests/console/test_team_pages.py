@@ -2,6 +2,8 @@
 
 import json
 import re
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -67,10 +69,7 @@ def busy(platform: Any, make_stripe: Callable[..., AbstractContextManager[Stripe
         order = _bought(admin, stripe)
         stripe.dispute(admin.get(f"/admin/orders/{_bought(admin, stripe)}").json()["charge_id"])
         stripe.deliver()
-        platform.sql(
-            "UPDATE billing.stripe_event SET state = 'dead', attempts = 9, error = 'the ledger did not answer'"
-            " WHERE id = (SELECT max(id) FROM billing.stripe_event)"
-        )
+        _dead_letter(platform)
         admin.put(f"/admin/customers/{made}/freeze", json={"frozen": True, "reason": "a stolen card"})
         member.submit("/console/cap", cap_tokens="9,000", reason="a launch with four times the usual traffic")
         lane = {"model": "qwen25-14b-awq", "tokens_per_day": "50000000", "first_token_milliseconds": "400"}
@@ -94,6 +93,18 @@ def _bought(admin: httpx.Client, stripe: StripeStandIn) -> str:
     stripe.pay(order["session_id"])
     assert admin.post(f"/admin/orders/{order['id']}/check").json()["state"] == "paid"
     return str(order["id"])
+
+
+def _dead_letter(platform: Any) -> None:
+    """Make one of the events look as if it had failed for good, once none is being handled any more."""
+    deadline = time.monotonic() + 60
+    while platform.sql("SELECT FROM billing.stripe_event WHERE state = 'waiting'"):
+        assert time.monotonic() < deadline, "the events are not handled"
+        threading.Event().wait(0.05)
+    platform.sql(
+        "UPDATE billing.stripe_event SET state = 'dead', attempts = 9, error = 'the ledger did not answer'"
+        " WHERE id = (SELECT max(id) FROM billing.stripe_event)"
+    )
 
 
 def _engines(platform: Any) -> None:
