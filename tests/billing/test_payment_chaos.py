@@ -284,4 +284,7 @@ def test_chaos_at_every_interleaving_with_usage_leaves_the_books_of_one_delivery
 
 
 def test_after_all_that_the_books_agree_with_stripe_to_the_cent(world: World) -> None:
+    # Hypothesis gives some examples up in the middle: the sweep finds what was never delivered to them.
+    world.post("/admin/payments/sweep", None)
+    world.loop.run_until_complete(world.inbox.handle_all())
     agrees_with_stripe(world)
