@@ -4,13 +4,14 @@ from pathlib import Path
 from uuid import UUID
 
 from darktree_billing.client import AdminClient, key_id_of
-from darktree_billing.schemas import CreateCustomer, CreateKey, GrantCredits, PlanView
+from darktree_billing.schemas import CreateCustomer, CreateKey, GrantCredits, InviteMember, PlanView
 from darktree_cli.platform import TEAM_EMAIL, WEBHOOK_PATH, Plan
 from darktree_cli.state import DataDir
 from darktree_kit.errors import ApiError
 from darktree_kit.money import format_dollars
 
 CUSTOMER_ID = "demo"
+EMAIL = "demo@example.com"  # signs in to the demo customer's console
 PLAN_ID = "solo"
 KEY_NAME = "demo"
 # The same for every start, so that the credits are given once even to a database that outlives the data directory.
@@ -80,7 +81,8 @@ def _buying(planned: Plan, mailbox: Path) -> str:
             f"`stripe listen --forward-to {planned.billing_url}{WEBHOOK_PATH}`."
         )
     return f"""Buy credits in the console: sign in with any e-mail address (the link comes to
-{mailbox}; {TEAM_EMAIL} is the platform's team, at {planned.billing_url}/admin),
+{mailbox}; {EMAIL} is this customer, and
+{TEAM_EMAIL} the platform's team, at {planned.billing_url}/admin),
 {how}"""
 
 
@@ -91,6 +93,11 @@ async def _customer(admin: AdminClient, plan: PlanView) -> None:
         if error.answer_status != 404:
             raise
         await admin.create_customer(CreateCustomer(id=CUSTOMER_ID, name="Demo", plan=plan.id))
+    try:
+        await admin.invite_member(CUSTOMER_ID, InviteMember(email=EMAIL))
+    except ApiError as error:
+        if error.answer_status != 409:  # signed up as somebody else
+            raise
     # Repeated on every start, in case the last one was cut off between the two.
     grant = GrantCredits(dollars=format_dollars(plan.price_nanos), reason="demo", grant_id=GRANT_ID)
     try:

@@ -20,6 +20,9 @@ ADMIN_PATHS = [
     ("GET", "/admin/customers/x/keys"),
     ("POST", "/admin/customers/x/keys"),
     ("DELETE", "/admin/keys/aaaaaaaaaaaa"),
+    ("GET", "/admin/customers/x/members"),
+    ("POST", "/admin/customers/x/members"),
+    ("DELETE", "/admin/customers/x/members/mem_00000000000000000000000000000000"),
     ("GET", "/admin/customers/x/cap"),
     ("PUT", "/admin/customers/x/cap"),
     ("POST", "/admin/customers/x/grants"),
@@ -73,6 +76,7 @@ PARAMETERS = {
     "ord_1": "{order_id}",
     "du_1": "{dispute_id}",
     "evt_1": "{event_id}",
+    "mem_00000000000000000000000000000000": "{member_id}",
 }
 
 

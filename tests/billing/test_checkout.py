@@ -190,6 +190,20 @@ def test_orders_are_listed_newest_first_in_pages(store: Any) -> None:
     assert second["next"] is None
 
 
+def test_orders_are_listed_by_state(store: Any) -> None:
+    customer = store.customer()
+    order = store.order(customer)["id"]
+    listed = {
+        state: [
+            found["id"]
+            for found in store.answer("GET", f"/admin/orders?customer_id={customer}&state={state}")["data"]
+        ]
+        for state in ("open", "paid")
+    }
+    assert listed == {"open": [order], "paid": []}
+    assert store.http.get("/admin/orders?state=strange").status_code == 400
+
+
 def test_without_a_key_for_stripe_nothing_is_sold_and_the_reason_is_told(http: httpx.Client) -> None:
     customer = http.post("/admin/customers", json={"name": "A", "plan": "solo"}).json()["id"]
     refused = http.post(f"/admin/customers/{customer}/checkouts", json={"plan": "solo"})

@@ -139,6 +139,7 @@ class World:
     def __init__(self, platform: Any, stripe: Any, url: str, loop: asyncio.AbstractEventLoop) -> None:
         self.platform, self.stripe, self.url, self.loop = platform, stripe, url, loop
         self.http = platform.http(url=url)
+        self.http.timeout = httpx.Timeout(600)  # a soak leaves a sweep much to take in
         self.stripe_http = httpx.Client(base_url=stripe.url, auth=(stripe.key, ""))
         self.database = Database(platform.settings.database_url.get_secret_value())
         self.ledger = LedgerClient(platform.ledger_url, platform.settings.ledger_token.get_secret_value())

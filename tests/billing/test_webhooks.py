@@ -4,13 +4,15 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from darktree_billing import payments
+from darktree_billing import sweep as sweeping
 from darktree_billing.fulfilment import MAX_LOOKS, Shop, look
 from darktree_billing.inbox import MAX_ATTEMPTS, MAX_PAUSE_SECONDS, Inbox, Retries
 from darktree_billing.payments import EVENT_TYPES, Payments
@@ -18,6 +20,7 @@ from darktree_billing.settings import MAX_WEBHOOK_SECRETS, Settings, webhook_sec
 from darktree_billing.sweep import sweep
 from darktree_billing.webhooks import MAX_EVENT_BYTES
 from darktree_kit.db import Database
+from darktree_kit.errors import ApiError
 from darktree_ledger.client import LedgerClient
 
 
@@ -260,6 +263,32 @@ async def test_a_sweep_tells_what_it_could_not_do_and_does_the_rest(
         async with shop_of(store) as shop:
             await sweep(shop)
         assert store.see(order["id"])["state"] == "expired"
+
+
+async def test_a_sweep_looks_at_so_many_orders_and_takes_up_the_rest_the_next_time(
+    own_platform: Any, running_store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeping, "MAX_ORDERS", 2)
+    with running_store(own_platform, stripe_workers=0) as store:
+        orders = [store.order(store.customer()) for _ in range(3)]
+        for order in orders:
+            store.stripe.pay(order["session_id"])
+        async with shop_of(store) as shop:
+            granted = [(await sweep(shop, grace=timedelta())).orders_granted for _ in range(2)]
+        assert granted == [2, 1]
+        states = {store.answer("GET", f"/admin/orders/{order['id']}")["state"] for order in orders}
+        assert states == {"paid"}
+
+
+async def test_pages_of_stripe_have_a_bound_that_is_told(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payments, "PAGE", 1)
+    monkeypatch.setattr(payments, "MAX_PAGES", 2)
+    for _ in range(3):
+        store.stripe.pay(store.order(store.customer())["session_id"])
+    async with shop_of(store) as shop:
+        with pytest.raises(ApiError, match="more than 2 pages"):
+            async for _ in shop.payments.balance_transactions(since=datetime.now(UTC) - timedelta(hours=1)):
+                pass
 
 
 def test_secrets_are_nowhere_in_what_is_told(store: Any, caplog: Any) -> None:

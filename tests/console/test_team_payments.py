@@ -76,6 +76,8 @@ def test_an_order_is_listed_and_shown_with_what_stripe_knows_it_by(till: Till) -
     assert f"/admin/console/orders/{order['id']}" in till.page("/orders")
     assert order["id"] in till.page(f"/orders?customer_id={order['customer_id']}")
     assert order["id"] not in till.page("/orders?customer_id=nobody")
+    assert order["id"] in till.page("/orders?customer_id=&state=paid")
+    assert order["id"] not in till.page("/orders?state=review")
     page = till.page(f"/orders/{order['id']}")
     for told in (order["charge_id"], order["session_id"], order["grant_id"], "Solo for $50.00"):
         assert told in page

@@ -11,6 +11,7 @@ from darktree_billing import (
     admin,
     close_api,
     internal,
+    members_api,
     payments_api,
     reconciliation,
     requests_api,
@@ -89,6 +90,7 @@ def make_app(settings: Settings) -> FastAPI:
     app.include_router(admin.router)
     app.include_router(close_api.router)
     app.include_router(statement_api.router)
+    app.include_router(members_api.router)
     app.include_router(requests_api.router)
     app.include_router(payments_api.router)
     app.include_router(webhooks.router)

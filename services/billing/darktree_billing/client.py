@@ -32,8 +32,10 @@ from darktree_billing.schemas import (
     CustomerView,
     GrantCredits,
     GrantView,
+    InviteMember,
     KeyPage,
     KeyView,
+    MemberView,
     SetCap,
     StatusView,
     VerifiedKey,
@@ -105,6 +107,12 @@ class AdminClient(PaymentsCalls):
 
     async def customer(self, customer_id: str) -> CustomerView:
         return CustomerView.model_validate_json(await self._http.call("GET", _customer(customer_id)))
+
+    async def invite_member(self, customer_id: str, body: InviteMember) -> MemberView:
+        """Let an e-mail address sign in to the customer's console. Repeating it changes nothing."""
+        return MemberView.model_validate_json(
+            await self._send("POST", _customer(customer_id, "members"), body)
+        )
 
     async def create_key(self, customer_id: str, body: CreateKey) -> CreatedKey:
         """Make a key. The answer is the only one that ever holds it."""

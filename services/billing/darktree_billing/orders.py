@@ -14,6 +14,7 @@ from darktree_billing.payment_models import OrderRow, ReversalRow
 from darktree_billing.payments_schemas import (
     MAX_OPEN_ORDERS,
     OrderPage,
+    OrderState,
     OrderView,
     ReversalKind,
     ReversalPage,
@@ -60,12 +61,18 @@ async def create_order(
 
 
 async def list_orders(
-    session: AsyncSession, customer_id: str | None = None, limit: int = 100, after: str | None = None
+    session: AsyncSession,
+    customer_id: str | None = None,
+    limit: int = 100,
+    after: str | None = None,
+    state: OrderState | None = None,
 ) -> OrderPage:
-    """Return a page of orders, newest first: everybody's, or one customer's."""
+    """Return a page of orders, newest first: everybody's or one customer's, all or those in one state."""
     query = select(OrderRow).order_by(col(OrderRow.id).desc()).limit(limit + 1)  # ids sort by time
     if customer_id is not None:
         query = query.where(col(OrderRow.customer_id) == customer_id)
+    if state is not None:
+        query = query.where(col(OrderRow.state) == state)
     if after is not None:
         query = query.where(col(OrderRow.id) < after)
     rows = (await session.scalars(query)).all()

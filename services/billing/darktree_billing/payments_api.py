@@ -22,6 +22,7 @@ from darktree_billing.payments_schemas import (
     EventView,
     FreezeView,
     OrderPage,
+    OrderState,
     OrderView,
     PaymentsStatus,
     RefundOrder,
@@ -70,10 +71,14 @@ async def checkout(
 
 @router.get("/orders", responses=refusals(400))
 async def list_orders(
-    session: Session, customer_id: OfCustomer = None, limit: Limit = DEFAULT_PAGE, after: After = None
+    session: Session,
+    customer_id: OfCustomer = None,
+    state: OrderState | None = None,
+    limit: Limit = DEFAULT_PAGE,
+    after: After = None,
 ) -> OrderPage:
     """List orders, newest first."""
-    return await orders.list_orders(session, customer_id, limit, after)
+    return await orders.list_orders(session, customer_id, limit, after, state)
 
 
 @router.get("/orders/{order_id}", responses=refusals(400, 404))

@@ -103,6 +103,24 @@ class CustomerPage(BaseModel):
     next: str | None
 
 
+class InviteMember(_Body):
+    email: Annotated[str, Field(max_length=254, pattern=EMAIL_PATTERN)]
+
+
+class MemberView(BaseModel):
+    """A person who may sign in to a customer's console."""
+
+    id: str
+    email: str
+    invited_by: str | None = Field(description="Null for who signed the customer up.")
+    created_at: datetime
+    last_sign_in_at: datetime | None
+
+
+class MemberList(BaseModel):
+    data: list[MemberView]
+
+
 class CreateKey(_Body):
     name: Name = "default"
     expires_at: AwareDatetime | None = Field(

@@ -1,9 +1,9 @@
 """Orders, and what Stripe took back of them: looked at, brought to where Stripe stands, refunded, and defended."""
 
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Query, Request
 from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import HTMLResponse, Response
@@ -13,7 +13,13 @@ from darktree_billing.admin import After
 from darktree_billing.close_api import ZIP
 from darktree_billing.console.shell import TEAM_HOME, Form, TheForm, TheTeamMember, redirect, render
 from darktree_billing.fulfilment import fulfil
-from darktree_billing.payments_schemas import ORDER_ID_PATTERN, STRIPE_ID_PATTERN, OrderView, RefundOrder
+from darktree_billing.payments_schemas import (
+    ORDER_ID_PATTERN,
+    STRIPE_ID_PATTERN,
+    OrderState,
+    OrderView,
+    RefundOrder,
+)
 from darktree_billing.selling import MaybeShop, TheSeller, TheShop
 from darktree_billing.state import TheBooksKey, TheLedger
 from darktree_billing.team.holds import OfCustomer
@@ -34,10 +40,21 @@ router = APIRouter(include_in_schema=False)
 
 @router.get(ORDERS)
 async def list_orders(
-    request: Request, _: TheTeamMember, session: Session, customer_id: OfCustomer = "", after: After = None
+    request: Request,
+    _: TheTeamMember,
+    session: Session,
+    customer_id: OfCustomer = "",
+    state: Annotated[Literal["", OrderState], Query()] = "",
+    after: After = None,
 ) -> HTMLResponse:
-    page = await orders.list_orders(session, customer_id or None, PAGE, after)
-    values = {"orders": page.data, "next": page.next, "first": after is None, "customer_id": customer_id}
+    page = await orders.list_orders(session, customer_id or None, PAGE, after, state or None)
+    values = {
+        "orders": page.data,
+        "next": page.next,
+        "first": after is None,
+        "chosen": {"customer_id": customer_id, "state": state},
+        "states": get_args(OrderState),
+    }
     return render(request, "team/orders.html", values)
 
 
