@@ -101,6 +101,30 @@ def test_every_answer_is_one_that_is_described(
         check()
 
 
+NOBODYS = "0" * 32
+READING = {"lane": "a", "endpoint": "b", "prompt_tokens": 1, "completion_tokens": 1}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "param"),
+    [
+        ("PUT", "/admin/customers/x/cap", {"cap_tokens": True}, "cap_tokens"),
+        ("PUT", "/admin/customers/x/cap", {"cap_tokens": "5"}, "cap_tokens"),
+        ("PUT", "/admin/customers/x/freeze", {"frozen": "no", "reason": "r"}, "frozen"),
+        ("POST", f"/admin/cap-requests/capreq_{NOBODYS}/decision", {"approve": 1}, "approve"),
+        ("POST", f"/admin/lane-requests/lanereq_{NOBODYS}/decision", {"accept": "yes"}, "accept"),
+        ("POST", "/internal/engine-readings", {"readings": [READING | {"started_unix_milliseconds": False}]},
+         "readings.0.started_unix_milliseconds"),
+    ],
+)  # fmt: skip
+def test_one_type_is_not_taken_for_another(
+    platform: Any, method: str, path: str, body: dict[str, Any], param: str
+) -> None:
+    token = platform.gateway_token if path.startswith("/internal") else platform.admin_token
+    refused = platform.http(token).request(method, path, json=body)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
 def test_every_refusal_is_described_in_the_one_shape_and_422_is_none_of_them(http: httpx.Client) -> None:
     description = http.get("/openapi.json").json()
     for path, methods in description["paths"].items():

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from darktree_kit.money import MAX_AMOUNT_NANOS, NANOS_PER_CENT
 from darktree_ledger.schemas import Text
@@ -96,8 +96,8 @@ class OrderPage(BaseModel):
 class RefundOrder(_Body):
     """Have Stripe pay an order back, whole or in part. The customer keeps what they used; the house bears it."""
 
-    amount_cents: Annotated[int, Field(gt=0, le=MAX_AMOUNT_NANOS // NANOS_PER_CENT)] | None = Field(
-        None, description="Tax included; everything that was not refunded yet when absent."
+    amount_cents: Annotated[int, Field(strict=True, gt=0, le=MAX_AMOUNT_NANOS // NANOS_PER_CENT)] | None = (
+        Field(None, description="Tax included; everything that was not refunded yet when absent.")
     )
     reason: Text
     refund_id: UUID = Field(description="A UUID made by the caller: repeating it refunds nothing more.")
@@ -138,7 +138,7 @@ class ReversalPage(BaseModel):
 class SetFrozen(_Body):
     """Freeze a customer's keys, or let them be used again."""
 
-    frozen: bool
+    frozen: StrictBool
     reason: Text
 
 

@@ -18,7 +18,7 @@ _Tokens = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 class EngineReading(BaseModel):
     """An engine's own counters since it started, and when that was: so a restart is a new run, and nothing is lost."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     lane: _Name
     endpoint: _Name

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from darktree_ledger.schemas import MAX_TOKENS, Text, Tokens
 
@@ -31,7 +31,7 @@ class AskCap(_Body):
 class DecideCap(_Body):
     """Approve, with the cap that was asked for or another one, or decline."""
 
-    approve: bool
+    approve: StrictBool
     cap_tokens: Tokens | None = Field(None, description="Of an approval; as asked for when absent.")
     note: Text | None = Field(None, description="The customer reads it.")
 
@@ -75,7 +75,7 @@ class AskLane(_Body):
 class DecideLane(_Body):
     """Accept (the lane is, or is about to be, applied) or decline."""
 
-    accept: bool
+    accept: StrictBool
     note: Text | None = Field(None, description="The customer reads it.")
 
 

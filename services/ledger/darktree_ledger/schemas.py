@@ -28,7 +28,7 @@ AccountId = Annotated[
 ]
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Text = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]+$")]
-Tokens = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+Tokens = Annotated[int, Field(strict=True, ge=0, le=MAX_TOKENS)]
 Price = Annotated[int, Field(ge=0, le=MAX_PRICE_NANOS)]
 Seconds = Annotated[int, Field(ge=1, le=MAX_HOLD_SECONDS)]
 Kind = Literal["grant", "usage", "absorbed", "adjustment", "refund", "dispute", "reinstatement", "posting"]
