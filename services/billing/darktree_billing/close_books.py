@@ -248,14 +248,10 @@ def _ledger_balances(facts: Facts) -> Balances:
 
 def _roll_forward(facts: Facts) -> list[RollForward]:
     moved: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(COLUMNS.values(), 0))
-    rows: list[tuple[str, MonthTotal | EntryView]] = [
-        *((total.kind, total) for total in facts.totals if total.kind in USAGE_KINDS),
-        *((_kind(line), line) for line in facts.lines),
-    ]
-    for kind, row in rows:
+    for row in facts.totals:
         sign = (row.credit_account == CUSTOMER_CREDITS) - (row.debit_account == CUSTOMER_CREDITS)
         if sign:
-            moved[row.customer_id][COLUMNS[kind]] += sign * (row.amount_nanos - row.bonus_nanos)
+            moved[row.customer_id][COLUMNS[row.kind]] += sign * (row.amount_nanos - row.bonus_nanos)
     return [
         RollForward(
             customer_id=balance.customer_id,
