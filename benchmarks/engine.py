@@ -2,9 +2,10 @@
 
     python benchmarks/engine.py --port 8000 [--connections 1 16 64] [--output FILE]
 
-The engine listens on that port of this machine and serves the model that `stage.MODEL` names. Everything of Darktree is
-on and durable. An engine's speed varies with what it batches, so each row is measured in alternating rounds and told as a
-ratio. At the end what the gateway answered, what the ledger charged and what the engine counted must be one number.
+The engine listens on that port of this machine and serves the model that `stage.MODEL` names. Everything of Darktree
+is on and durable. An engine's speed varies with what it batches, so each row is measured in alternating rounds and
+told as a ratio. At the end what the gateway answered, what the ledger charged and what the engine counted must be one
+number.
 """
 
 import argparse
