@@ -6,12 +6,16 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 PIP_INSTALL := $(PIP) install
+LOCK := uv pip compile pyproject.toml --generate-hashes --no-header --no-annotate --universal --python-version 3.11
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+IMAGE ?= darktree:$(VERSION)
+BUILDER ?= $(firstword $(notdir $(shell command -v docker podman buildah)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test soak check format bench openapi reference vectors vllm clients lock clean
+.PHONY: help install up test soak check format bench openapi reference vectors vllm clients kube image sbom e2e lock clean
 
 help: ## Show this help
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z0-9-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Make .venv with everything that requirements.lock names (PYTHON=python3.x chooses which)
 
@@ -62,9 +66,22 @@ vllm: ## Make .venv-vllm, a real vLLM for a CPU (large: PyTorch comes with it)
 clients: ## Install OpenAI's library for Node, which its tests drive (needs npm)
 	npm ci --prefix tests/clients --ignore-scripts --no-audit --no-fund
 
-lock: ## Regenerate requirements.lock (needs uv)
-	uv pip compile pyproject.toml --extra dev --generate-hashes --no-header --no-annotate --universal \
-		--python-version 3.11 -o requirements.lock
+kube: install ## Fetch helm and kubectl into build/bin, for the chart's tests
+	$(BIN)/python scripts/kube_clients.py build/bin
+
+image: ## Build the image with docker, podman or buildah, whichever is there (IMAGE=darktree:0.1.0)
+	$(BUILDER) $(if $(findstring buildah,$(BUILDER)),build --layers,build) --build-arg VERSION=$(VERSION) \
+		--build-arg REVISION=$(shell git rev-parse HEAD) --tag $(IMAGE) $(ARGS) .
+
+sbom: install ## Write build/sbom.json: everything in the image, as CycloneDX, from requirements.image.lock
+	$(BIN)/python scripts/sbom.py build/sbom.json
+
+e2e: install kube ## Run the story on the cluster that KUBECONFIG names (docs/install.md says what it needs)
+	bash scripts/e2e.sh $(ARGS)
+
+lock: ## Regenerate requirements.lock and the part of it that the image has (needs uv)
+	$(LOCK) --extra dev -o requirements.lock
+	$(LOCK) --constraint requirements.lock -o requirements.image.lock
 
 clean: ## Remove the environment and every cache; not data
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .schemathesis

@@ -244,7 +244,7 @@ def test_every_relative_link_in_the_documents_leads_somewhere() -> None:
 
 def test_every_target_of_the_makefile_says_what_it_does() -> None:
     text = (ROOT / "Makefile").read_text()
-    targets = re.findall(r"^([a-z][a-z-]*):(?!=)(.*)$", text, re.MULTILINE)
+    targets = re.findall(r"^([a-z][a-z0-9-]*):(?!=)(.*)$", text, re.MULTILINE)
     phony = set(re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE).group(1).split())  # type: ignore[union-attr]
     report([f"Makefile: {name}" for name, rest in targets if "## " not in rest], "Add `## what it does`.")
     assert phony == {name for name, _ in targets}, ".PHONY must name exactly the targets"

@@ -18,7 +18,9 @@ from darktree_cli import (
     migrations,
     payments,
     plans,
+    postgres_server,
     reconcile,
+    selftest,
     statement,
     up,
 )
@@ -53,7 +55,9 @@ for group in (customers, keys, caps, dedicated, plans, credits, payments, ledger
 app.add_typer(lane_commands.app, name="lanes", epilog=EXIT_CODES)
 app.command("doctor", epilog=EXIT_CODES)(doctor.command)
 app.command("reconcile", epilog=EXIT_CODES)(reconcile.command)
+app.command("selftest", epilog=EXIT_CODES)(selftest.command)
 app.command("migrate")(migrations.command)
+app.command("postgres")(postgres_server.command)
 
 
 def main() -> None:

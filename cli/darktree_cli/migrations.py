@@ -8,16 +8,17 @@ from darktree_cli.output import Output, OutputOption, show
 from darktree_cli.settings import Settings
 
 SCHEMAS = ("ledger", "billing")
+AHEAD = "newer than this version, left as it is"
 
 
 class MigrationFailed(Exception):
     """The database could not be migrated; the message says why."""
 
 
-def migrate(database_url: str, passwords: Mapping[str, str]) -> None:
+def migrate(database_url: str, passwords: Mapping[str, str]) -> dict[str, str]:
     """Migrate every schema; then let each runtime role that has a password here log in with it.
 
-    Raises MigrationFailed.
+    Returns in which state each schema is. Raises MigrationFailed.
     """
     import psycopg  # a second together, which no other command shall pay
     from sqlalchemy.exc import SQLAlchemyError
@@ -25,12 +26,15 @@ def migrate(database_url: str, passwords: Mapping[str, str]) -> None:
     from darktree_kit.migrate import allow_login, upgrade
 
     try:
-        for schema in SCHEMAS:
-            upgrade(database_url, f"darktree_{schema}", schema=schema)
+        states = {
+            schema: "up to date" if upgrade(database_url, f"darktree_{schema}", schema=schema) else AHEAD
+            for schema in SCHEMAS
+        }
         for role, password in passwords.items():
             allow_login(database_url, role, password)
     except (SQLAlchemyError, psycopg.Error, ValueError) as error:
         raise MigrationFailed(f"The database could not be migrated: {str(error).splitlines()[0]}") from error
+    return states
 
 
 def command(output: OutputOption = Output.TABLE) -> None:
@@ -51,10 +55,10 @@ def command(output: OutputOption = Output.TABLE) -> None:
     }
     passwords = {role: secret.get_secret_value() for role, secret in given.items() if secret is not None}
     try:
-        migrate(settings.database_url.get_secret_value(), passwords)
+        states = migrate(settings.database_url.get_secret_value(), passwords)
     except MigrationFailed as error:
         typer.echo(f"darktree: {error}", err=True)
         raise typer.Exit(1) from error
-    answer = {"schemas": list(SCHEMAS), "roles_with_login": sorted(passwords)}
-    rows = [(schema, "up to date", f"darktree_{schema}" in passwords) for schema in SCHEMAS]
+    answer = {"schemas": list(SCHEMAS), "states": states, "roles_with_login": sorted(passwords)}
+    rows = [(schema, state, f"darktree_{schema}" in passwords) for schema, state in states.items()]
     show(output, answer, ("schema", "state", "password set"), rows)

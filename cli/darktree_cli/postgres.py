@@ -95,6 +95,16 @@ def prepare(data: Path, environment: Mapping[str, str]) -> Embedded:
     return Embedded(data, _socket_folder(data, user), user)
 
 
+def alone(data: Path, statement: str, environment: Mapping[str, str]) -> None:
+    """Execute one statement on a cluster that no server uses. Raises PostgresError."""
+    command = ("postgres", "--single", "-D", str(data), "-c", "exit_on_error=on", SUPERUSER)
+    try:
+        _run(command, environment, _user(data), stdin=statement + "\n")
+    except subprocess.SubprocessError as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        raise PostgresError(f"The database in {data} cannot be used: {reason.strip()}") from error
+
+
 def end_what_was_left(data: Path, say: Callable[[str], None]) -> None:
     """Stop a server that still uses the folder because whoever started it was killed."""
     try:
@@ -183,12 +193,18 @@ def _socket_folder(data: Path, user: tuple[int, int] | None) -> Path:
     return folder
 
 
-def _run(command: tuple[str, ...], environment: Mapping[str, str], user: tuple[int, int] | None) -> None:
+def _run(
+    command: tuple[str, ...],
+    environment: Mapping[str, str],
+    user: tuple[int, int] | None,
+    stdin: str | None = None,
+) -> None:
     uid, gid = user or (None, None)
     subprocess.run(  # noqa: S603 (the wheel's own program)
         (str(_binaries() / command[0]), *command[1:]),
         env=dict(environment),
         cwd="/",
+        input=stdin,
         check=True,
         capture_output=True,
         text=True,

@@ -41,6 +41,8 @@ class Settings(BaseSettings):
     """A test key of Stripe's: `darktree up` then buys through Stripe itself instead of its own stand-in."""
     stripe_webhook_secret: SecretStr | None = Field(None, validation_alias="STRIPE_WEBHOOK_SECRET")
     """What `stripe listen` prints; without it, payments are found by asking Stripe."""
+    postgres_password: SecretStr | None = Field(None, validation_alias="DARKTREE_POSTGRES_PASSWORD")
+    """The superuser's password of the Postgres that `darktree postgres` serves."""
     migrator_role_password: SecretStr | None = Field(None, validation_alias="DARKTREE_MIGRATOR_ROLE_PASSWORD")
     """`darktree migrate` lets the role `darktree_migrator` log in with it, to run later migrations."""
     ledger_role_password: SecretStr | None = Field(None, validation_alias="DARKTREE_LEDGER_ROLE_PASSWORD")

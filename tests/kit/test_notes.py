@@ -3,6 +3,9 @@
 import base64
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -139,3 +142,22 @@ def test_no_key_has_a_name_that_a_line_cannot_hold(name: str) -> None:
 def test_what_is_no_key_is_refused_as_such(key: str) -> None:
     with pytest.raises(notes.MalformedKey):
         notes.parse_verifier(key)
+
+
+def test_a_key_that_openssl_or_helm_made_signs_like_gos() -> None:
+    go = notes.parse_signer(PETER_SIGNER)
+    key = Ed25519PrivateKey.from_private_bytes(go.seed)
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    assert notes.parse_signer(f"PeterNeumann\n{pem}") == go
+    assert notes.parse_signer(f"PeterNeumann\r\n{pem}\n") == go
+
+
+def test_a_key_in_pem_without_a_name_or_of_another_kind_is_refused_without_being_repeated() -> None:
+    pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    )
+    torn = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQ"
+    for text in (pem.decode(), f"name\n{pem.decode()}", f"a name\n{pem.decode()}", f"name\n{torn}"):
+        with pytest.raises(notes.MalformedKey) as refusal:
+            notes.parse_signer(text)
+        assert "MC4CAQ" not in str(refusal.value)

@@ -46,6 +46,9 @@ class Settings(ServiceSettings):
     hold_ttl_seconds: int = Field(60, ge=3, le=3600, description="A hold's life between renewals.")
     engine_idle_seconds: float = Field(300.0, gt=0, description="An engine silent for so long has failed.")
     request_seconds: float = Field(3600.0, gt=0, description="The longest that one request may run.")
+    shutdown_seconds: int = Field(
+        30, ge=1, le=3600, description="How long running answers may go on once the process is told to stop."
+    )
     key_seconds: float = Field(
         5.0, ge=0, le=10, description="How long a good key is believed without asking."
     )

@@ -14,6 +14,8 @@ from typing import Any
 import psycopg
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from psycopg import sql
 from sqlalchemy import Connection, create_engine, text
 
@@ -62,8 +64,12 @@ END $$
 _KEEP_FUNCTIONS = "ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON ROUTINES FROM PUBLIC"
 
 
-def upgrade(url: str, package: str, *, schema: str, revision: str = "head") -> None:
-    """Bring a schema to a revision. `package` holds `migrations/`; `schema` also holds Alembic's version table."""
+def upgrade(url: str, package: str, *, schema: str, revision: str = "head") -> bool:
+    """Bring a schema to a revision. `package` holds `migrations/`; `schema` also holds Alembic's version table.
+
+    A schema that a newer version of Darktree has brought further than this one knows is left as it is, and False is
+    returned: that is a rollback, and migrations leave what the version before needs.
+    """
     engine = create_engine(driver_url(url))
     try:
         with engine.connect() as connection:
@@ -71,8 +77,11 @@ def upgrade(url: str, package: str, *, schema: str, revision: str = "head") -> N
             if connection.scalar(text("SELECT to_regnamespace(:schema)"), {"schema": schema}) is None:
                 connection.execute(text(f'CREATE SCHEMA "{schema}"'))
             connection.commit()
+            config = _config(connection, package, schema, newest=revision == "head")
             try:
-                command.upgrade(_config(connection, package, schema, newest=revision == "head"), revision)
+                if _is_ahead(connection, config, schema):
+                    return False
+                command.upgrade(config, revision)
                 connection.commit()
             finally:
                 connection.rollback()
@@ -80,6 +89,7 @@ def upgrade(url: str, package: str, *, schema: str, revision: str = "head") -> N
                 connection.commit()
     finally:
         engine.dispose()
+    return True
 
 
 def run_env(context: Any) -> None:
@@ -111,6 +121,13 @@ def allow_login(url: str, role: str, password: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         statement = sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}")
         connection.execute(statement.format(sql.Identifier(role), sql.Literal(password)))
+
+
+def _is_ahead(connection: Connection, config: Config, schema: str) -> bool:
+    options = {"version_table_schema": schema}
+    reached = MigrationContext.configure(connection, opts=options).get_current_revision()
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    return reached is not None and reached not in known
 
 
 def _config(connection: Connection, package: str, schema: str, *, newest: bool) -> Config:

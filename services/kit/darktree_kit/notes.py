@@ -1,7 +1,8 @@
 """Signed notes: a text and below it the signatures of those who vouch for it (https://c2sp.org/signed-note).
 
 Keys are written as Go's `sumdb/note` writes them, so that any tool that reads Go's checksum database or a transparency
-log reads ours: a verifier key is `<name>+<id>+<base64>`, a signer key `PRIVATE+KEY+<name>+<id>+<base64>`.
+log reads ours: a verifier key is `<name>+<id>+<base64>`, a signer key `PRIVATE+KEY+<name>+<id>+<base64>`. A signer key
+may also be its name on a line and below it the key as PKCS #8 in PEM, which OpenSSL and Helm can make.
 
     NoteError               a ValueError: whoever brought the text brought it wrong
     ├── MalformedKey
@@ -18,14 +19,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 MAX_NOTE_BYTES = 1_000_000
 MAX_SIGNATURES = 100
 _ED25519 = b"\x01"
 _ID_BYTES = 4
 _SIGNER_PREFIX = "PRIVATE+KEY+"
+_PEM_PREFIX = "-----BEGIN PRIVATE KEY-----"
 _SIGNATURE_LINE = re.compile(r"— (\S+) (\S+)")
 _NOT_IN_A_TEXT = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 
@@ -107,8 +110,13 @@ def write_signer(signer: Signer, file: Path) -> None:
 def parse_signer(text: str) -> Signer:
     """Return the key that a signer key's text says. Raises MalformedKey, which does not repeat the text."""
     text = text.strip()
+    name, _, below = text.partition("\n")
+    if below.startswith(_PEM_PREFIX):
+        return _signer_of_pem(name.strip(), below)
     if not text.startswith(_SIGNER_PREFIX):
-        raise MalformedKey(f"a signer key begins with {_SIGNER_PREFIX}")
+        raise MalformedKey(
+            f"a signer key begins with {_SIGNER_PREFIX}, or is a name and below it a key in PEM"
+        )
     name, id_text, seed = _parts(text.removeprefix(_SIGNER_PREFIX))
     signer = Signer(name, seed)
     if signer.verifier.id.hex() != id_text:
@@ -197,6 +205,17 @@ def _parts(text: str) -> tuple[str, str, bytes]:
     if content[:1] != _ED25519 or len(content) != 33:
         raise MalformedKey(f"the key of {name} is no Ed25519 key")
     return name, id_text, content[1:]
+
+
+def _signer_of_pem(name: str, pem: str) -> Signer:
+    _check_name(name)
+    try:
+        key = load_pem_private_key(pem.encode(), password=None)
+    except (ValueError, UnsupportedAlgorithm):
+        key = None  # the error may repeat the text
+    if not isinstance(key, Ed25519PrivateKey):
+        raise MalformedKey(f"the key of {name} is no Ed25519 key in PEM")
+    return Signer(name, key.private_bytes_raw())
 
 
 def _check_name(name: str) -> None:

@@ -35,8 +35,10 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     return listener
 
 
-def serve(app: ASGIApp, listeners: Sequence[socket.socket]) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is running."""
+def serve(
+    app: ASGIApp, listeners: Sequence[socket.socket], *, shutdown_seconds: int = SHUTDOWN_SECONDS
+) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is running, for as long as `shutdown_seconds`."""
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -49,7 +51,7 @@ def serve(app: ASGIApp, listeners: Sequence[socket.socket]) -> None:
         http=BoundedProtocol,
         ws="none",
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        timeout_graceful_shutdown=shutdown_seconds,
         backlog=BACKLOG,
     )
     # What is loaded by now stays for good; looking through it again and again costs a tenth of a request.
