@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from darktree_billing.client import BillingClient
-from darktree_gateway import counting, description, usage
+from darktree_gateway import counting, description, metrics, usage
 from darktree_gateway.admission import Admission
 from darktree_gateway.auth import Authenticator
 from darktree_gateway.catalog import Prices
@@ -132,7 +132,10 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         metering=metering,
         upstream=upstream,
         separate_prefix_caches=settings.separate_prefix_caches,
+        access_log=settings.access_log,
     )
+
+    metrics.HOLDS.set_function(lambda: len(metering.running))
 
     def take(table: LaneTable) -> None:
         waking.told(table)

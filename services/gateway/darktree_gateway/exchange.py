@@ -4,7 +4,7 @@ A client that leaves ends its generation at once and pays for what was generated
 answer of which nothing was delivered because the engine failed.
 """
 
-from starlette.types import Receive, Send
+from starlette.types import Receive, Scope, Send
 
 from darktree_gateway import metrics, requests
 from darktree_gateway.admission import Admitted, Headers, limit_headers
@@ -12,15 +12,14 @@ from darktree_gateway.assembly import Assembly
 from darktree_gateway.errors import EngineError, MeteringUnavailable
 from darktree_gateway.lanes import Lane
 from darktree_gateway.metering import Meter, Metering, Outcome
+from darktree_gateway.record import CLIENT_LEFT_STATUS, OK, Record
 from darktree_gateway.requests import Ask
 from darktree_gateway.streaming import Relay, error_event
 from darktree_gateway.upstream import Generation, Upstream
 from darktree_gateway.watch import ClientLeft, Watch
-from darktree_kit.clock import monotonic
 from darktree_kit.errors import ApiError
 from darktree_ledger.schemas import Result
 
-CLIENT_LEFT_STATUS = 499
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -39,7 +38,7 @@ class Exchange:
         lane: Lane,
         admitted: Admitted,
         cache_salt: str | None,
-        arrived: float,
+        record: Record,
     ) -> None:
         self._metering = metering
         self._upstream = upstream
@@ -47,18 +46,18 @@ class Exchange:
         self._lane = lane
         self._admitted = admitted
         self._cache_salt = cache_salt
-        self._arrived = arrived
+        self._record = record
         self._meter = Meter(ask.answers_per_prompt)
         self._answer: Relay | Assembly = (Relay if ask.stream else Assembly)(ask, self._meter)
         self._started = False
-        self._overhead_seconds = 0.0
         self._generation: Generation | None = None
 
-    async def run(self, request_id: str, receive: Receive, send: Send) -> None:
+    async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve and settle. Raises the ApiError of a request that failed before anything of it was sent."""
         self._send = send
+        self._asked_headers: list[tuple[bytes, bytes]] = scope["headers"]
         try:
-            await self._run(request_id, receive)
+            await self._run(scope["state"]["request_id"], receive)
         finally:
             self._abort()
 
@@ -69,6 +68,7 @@ class Exchange:
                 await self._generate(request_id)
         except ClientLeft:
             self._abort()
+            self._record.left()
             await self._settle_what_was("abandoned")
             if not self._started:
                 await self._send({"type": "http.response.start", "status": CLIENT_LEFT_STATUS, "headers": []})
@@ -80,19 +80,19 @@ class Exchange:
         except BaseException:  # this process is going away, or the gateway is wrong: nothing is left held
             await self._settle_what_left()
             raise
-        answered = monotonic()
+        self._record.end_phase()
         try:
             result = await self._settle("completed")
         except MeteringUnavailable as error:
             # Neither the ledger nor the disk has it: the end must not leave. It is kept in memory and tried again.
             await self._end_with(error)
             return
+        self._record.end_phase()
+        self._record.status, self._record.code = 200, OK
         await self._end(result)
-        metrics.OVERHEAD_SECONDS.observe(self._overhead_seconds + monotonic() - answered)
 
     async def _generate(self, request_id: str) -> None:
         body = requests.encode(self._ask, self._admitted.max_tokens, self._cache_salt)
-        self._overhead_seconds = monotonic() - self._arrived
         self._generation = await self._upstream.generate(self._lane, self._ask, body, request_id)
         await self._relay(self._generation)
         if self._answer.error is not None:
@@ -111,7 +111,7 @@ class Exchange:
         first = True
         while data := await generation.read():
             if first:
-                metrics.of_lane(self._lane.name).first_token_seconds.observe(monotonic() - self._arrived)
+                self._record.end_phase()
                 first = False
             if out := answer.feed(data):
                 await self._start(self._admitted.account)
@@ -129,6 +129,8 @@ class Exchange:
         if not self._started:
             error.headers |= self._headers(account or self._admitted.account, charged=False)
             raise error
+        self._record.refused(error)
+        self._record.status = 200  # as it was when it began
         await self._send({"type": "http.response.body", "body": error_event(error)})
 
     async def _settle_what_left(self) -> Result | None:
@@ -180,7 +182,7 @@ class Exchange:
             headers["x-darktree-max-tokens"] = str(self._admitted.max_tokens)
         if self._admitted.clamped:
             headers["x-darktree-clamped-max-tokens"] = str(self._admitted.max_tokens)
-        return headers
+        return headers | self._record.headers(self._asked_headers)
 
 
 def _encoded(headers: Headers) -> list[tuple[bytes, bytes]]:

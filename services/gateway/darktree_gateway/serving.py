@@ -16,11 +16,11 @@ from darktree_gateway.errors import ModelNotFound
 from darktree_gateway.exchange import Exchange
 from darktree_gateway.lanes import Lane, Lanes
 from darktree_gateway.metering import Metering
+from darktree_gateway.record import OK, Record
 from darktree_gateway.requests import Ask, Endpoint
 from darktree_gateway.upstream import Upstream
 from darktree_gateway.waking import Waking
 from darktree_gateway.watch import ClientLeft, Watch
-from darktree_kit.clock import monotonic
 from darktree_kit.errors import ApiError
 from darktree_kit.ids import parse_request_id
 
@@ -37,46 +37,66 @@ class Service:
     metering: Metering
     upstream: Upstream
     separate_prefix_caches: bool
+    access_log: bool
 
     async def serve(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request for a completion. Raises the ApiError that refuses it."""
-        arrived = monotonic()
+        record = Record()
+        try:
+            await self._serve(endpoint, scope, receive, send, record)
+        except ApiError as error:
+            record.refused(error)
+            raise
+        finally:
+            record.count()
+            if self.access_log or record.code != OK:
+                scope["state"]["log_fields"] = record.fields()
+            else:
+                scope["state"]["quiet"] = True
+
+    async def _serve(
+        self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send, record: Record
+    ) -> None:
         caller = await self.authenticator.identify(scope["headers"])
-        state = scope["state"]
-        state["log_fields"] = {"customer_id": caller.customer_id}
+        record.customer_id = caller.customer_id
+        record.end_phase()
         try:
             requests.check_headers(scope["headers"])
-            content = await read_body(receive)
-            ask = requests.read(content, endpoint)
-            lane, admitted = await self._admit(caller, ask, parse_request_id(state["request_id"]), receive)
+            ask = requests.read(await read_body(receive), endpoint)
+            hold_id = parse_request_id(scope["state"]["request_id"])
+            record.end_phase()
+            lane, admitted = await self._admit(caller, ask, hold_id, receive, record)
         except ApiError as error:
             if "x-ratelimit-limit-tokens" not in error.headers:
                 error.headers |= await self.admission.limits(caller)
             raise
         except ClientLeft:
+            record.left()
             return
+        record.end_phase()
+        record.entry_id = str(admitted.held.entry_id)
         salt = caller.customer_id if self.separate_prefix_caches else None
-        exchange = Exchange(self.metering, self.upstream, ask, lane, admitted, salt, arrived)
-        state["log_fields"] |= {"lane": lane.name, "entry_id": str(admitted.held.entry_id)}
+        exchange = Exchange(self.metering, self.upstream, ask, lane, admitted, salt, record)
         in_flight = metrics.of_lane(lane.name).in_flight
         in_flight.inc()
         try:
-            await exchange.run(state["request_id"], receive, send)
+            await exchange.run(scope, receive, send)
         finally:
             in_flight.dec()
-            prompt_tokens, completion_tokens = admitted.held.tokens
-            state["log_fields"] |= {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+            record.tokens = admitted.held.tokens
 
     async def _admit(
-        self, caller: Caller, ask: Ask, hold_id: UUID, receive: Receive
+        self, caller: Caller, ask: Ask, hold_id: UUID, receive: Receive, record: Record
     ) -> tuple[Lane, Admitted]:
         lane = self.lanes.table.find(ask.model, caller.customer_id)
         model = self.prices.model(ask.model)
         if lane is None or model is None:
             raise ModelNotFound(ask.model)
+        record.lane = lane.name
         if not lane.endpoints:
             with Watch(receive):  # a client that leaves gives its place up
                 lane = await self.waking.engine(lane, caller.customer_id)
+        record.end_phase()
         return lane, await self.admission.admit(hold_id, caller, ask, lane, model)
 
 

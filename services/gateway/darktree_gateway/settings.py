@@ -40,6 +40,9 @@ class Settings(ServiceSettings):
     separate_prefix_caches: bool = Field(
         True, description="Salt the engine's prefix cache by customer: nobody can time another's prompts."
     )
+    access_log: bool = Field(
+        True, description="Log one line for every completion; without it, only for those that fail."
+    )
     in_flight_wait_seconds: float = Field(
         2.0, ge=0, description="How long a request waits for head-room that the customer's own requests hold."
     )

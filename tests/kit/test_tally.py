@@ -1,0 +1,32 @@
+"""A hot path's histogram says what the library's own would say."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import REGISTRY
+
+from darktree_kit.tally import Distribution
+
+BUCKETS = (0.1, 1.0, 10.0)
+_OURS = Distribution("tally_test_seconds", "How long.", ["lane"], buckets=BUCKETS)
+
+
+@given(st.lists(st.floats(0, 100), max_size=30))
+def test_a_distribution_reads_as_the_librarys_histogram_does(values: list[float]) -> None:
+    registry = CollectorRegistry()
+    theirs = Histogram("tally_test_seconds", "How long.", ["lane"], buckets=BUCKETS, registry=registry)
+    expected = theirs.labels("a")
+    _OURS._tallies.clear()
+    ours = _OURS.labels("a")
+    for value in (*BUCKETS, *values):
+        expected.observe(value)
+        ours.observe(value)
+    alone = CollectorRegistry()
+    alone.register(_OURS)
+    lines = [line for line in generate_latest(registry).splitlines() if b"_created" not in line]
+    assert [line for line in generate_latest(alone).splitlines() if b"_created" not in line] == lines
+
+
+def test_it_is_among_the_metrics_of_the_process() -> None:
+    _OURS.labels("b").observe(2.0)
+    assert REGISTRY.get_sample_value("tally_test_seconds_bucket", {"lane": "b", "le": "10.0"}) == 1.0
