@@ -18,6 +18,16 @@ CONDITION = Gauge(
     ["namespace", "lane", "type", "reason"],
 )
 REPLICAS = Gauge("darktree_lane_replicas", "A lane's replicas.", ["namespace", "lane", "state"])
+GPUS = Gauge(
+    "darktree_lane_gpus",
+    "GPUs that a lane asks for, and those that its pods have.",
+    ["namespace", "lane", "state"],
+)
+COLD_START = Gauge(
+    "darktree_lane_cold_start_seconds",
+    "How long the lane's newest engine took to be ready, and what of that was finding a node, pulling, and loading.",
+    ["namespace", "lane", "phase"],
+)
 
 _known: dict[tuple[str, str], dict[str, str]] = {}
 
@@ -36,11 +46,21 @@ def tell(namespace: str, lane: str, status: Object) -> None:
     _known[namespace, lane] = now
     for state, field in (("desired", "desiredReplicas"), ("available", "availableReplicas")):
         REPLICAS.labels(namespace, lane, state).set(int(status.get(field) or 0))
+    gpu = status.get("gpu") or {}
+    for state in ("requested", "allocated"):
+        GPUS.labels(namespace, lane, state).set(int(gpu.get(state) or 0))
+    cold_start = status.get("coldStart") or {}
+    if cold_start:
+        seconds = {"total": cold_start["lastTotalSeconds"]} | {
+            name.removesuffix("Seconds"): value for name, value in (cold_start.get("phases") or {}).items()
+        }
+        for phase, value in seconds.items():
+            COLD_START.labels(namespace, lane, phase).set(value)
 
 
 def forget(namespace: str, lane: str) -> None:
     """Drop the metrics of a lane that is gone."""
     for name, reason in _known.pop((namespace, lane), {}).items():
         CONDITION.remove(namespace, lane, name, reason)
-        for state in ("desired", "available"):
-            REPLICAS.remove_by_labels({"namespace": namespace, "lane": lane, "state": state})
+    for gauge in (REPLICAS, GPUS, COLD_START):
+        gauge.remove_by_labels({"namespace": namespace, "lane": lane})

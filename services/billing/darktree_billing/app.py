@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from darktree_billing import (
     admin,
     close_api,
+    expiries,
     internal,
     members_api,
     payments_api,
@@ -48,17 +49,21 @@ def make_app(settings: Settings) -> FastAPI:
         app.state.ledger = ledger
         # The ledger is no part of this: keys are verified and prices are told while it is away.
         app.state.ready = database.ping
-        watching = asyncio.create_task(
-            reconciliation.watch(
-                database, ledger, settings.books_file, app.state.tolerance, settings.reconcile_seconds
-            )
-        )
+        watching = [
+            asyncio.create_task(
+                reconciliation.watch(
+                    database, ledger, settings.books_file, app.state.tolerance, settings.reconcile_seconds
+                )
+            ),
+            asyncio.create_task(expiries.watch(database, _addresses(settings), settings.expiries_seconds)),
+        ]
         try:
             async with selling(app, settings, database, ledger):
                 yield
         finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            for task in watching:
+                task.cancel()
+            await asyncio.gather(*watching, return_exceptions=True)
             await ledger.close()
             await database.close()
 
@@ -97,6 +102,10 @@ def make_app(settings: Settings) -> FastAPI:
     pages.install(app, settings)
     team_pages.install(app)
     return app
+
+
+def _addresses(settings: Settings) -> list[str]:
+    return [settings.public_url, settings.api_url, settings.database_url.get_secret_value()]
 
 
 def _peppers(settings: Settings) -> Peppers:

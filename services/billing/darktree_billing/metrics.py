@@ -46,3 +46,21 @@ SWEPT = Gauge(
     "darktree_stripe_swept_timestamp_seconds",
     "When this process last asked Stripe for everything that may have been missed, and got it.",
 )
+BOOKS_DEBIT = Gauge(
+    "darktree_books_debit_nanos",
+    "Everything that an account of the books was ever debited, in nano-dollars; of revenue, by model.",
+    ["account", "model"],
+)
+BOOKS_CREDIT = Gauge(
+    "darktree_books_credit_nanos",
+    "Everything that an account of the books was ever credited, in nano-dollars; of revenue, by model.",
+    ["account", "model"],
+)
+KEYS_EXPIRING = Gauge(
+    "darktree_api_keys_expiring", "Customers' keys that were used this week and expire within seven days."
+)
+CERTIFICATE_EXPIRY = Gauge(
+    "darktree_certificate_expiry_timestamp_seconds",
+    "When the certificate of an address of ours ends: the console's, the API's, the database's.",
+    ["target"],
+)

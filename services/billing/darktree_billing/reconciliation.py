@@ -29,6 +29,7 @@ from darktree_billing.reconciliation_schemas import (
     StripeExceptions,
 )
 from darktree_kit.db import Database
+from darktree_ledger.books_schemas import TrialBalanceRow
 from darktree_ledger.client import LedgerClient
 from darktree_ledger.reports import LaneTokens
 
@@ -183,6 +184,7 @@ async def watch(
                 told = await report(session, ledger, load_chart(books_file), tolerance)
                 await mark(session)
             _tell(told)
+            _tell_books(await ledger.trial_balance(told.at))
             pause = every_seconds
         except Exception as error:
             _log.warning("the ledger could not be reconciled", extra={"error": str(error)[:500]})
@@ -208,6 +210,12 @@ async def _stripe(session: AsyncSession, ledger: LedgerClient, chart: Chart) -> 
         if bucket in found
     ]
     return StripeComparison(month=str(month), problem=None, exceptions=exceptions)
+
+
+def _tell_books(rows: Sequence[TrialBalanceRow]) -> None:
+    for row in rows:
+        metrics.BOOKS_DEBIT.labels(row.account, row.model or "").set(row.debit_nanos)
+        metrics.BOOKS_CREDIT.labels(row.account, row.model or "").set(row.credit_nanos)
 
 
 def _tell(told: ReconciliationReport) -> None:

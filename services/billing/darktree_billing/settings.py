@@ -46,6 +46,8 @@ class Settings(DatabaseSettings):
     """Which share of a lane's tokens in a day may differ between its engines and the ledger."""
     reconcile_slack_tokens: int = Field(10_000, ge=0)
     """How many tokens may differ beside that: answers that are on their way."""
+    expiries_seconds: float = Field(600.0, gt=0)
+    """The pause between two looks at certificates and keys that end by themselves."""
     seller_name: Annotated[str, Field(min_length=1, max_length=200)] = "Darktree"
     """Who sells: the name that stands on statements."""
     books_file: Path | None = None

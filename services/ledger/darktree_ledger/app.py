@@ -46,6 +46,7 @@ from darktree_ledger.schemas import (
     Show,
 )
 from darktree_ledger.settings import Settings
+from darktree_ledger.standing import Standing
 
 PREPARE_MONTHS_INTERVAL_SECONDS = 24 * 3600.0
 REAP_INTERVAL_SECONDS = 15.0
@@ -69,10 +70,12 @@ def make_app(settings: Settings) -> FastAPI:
         app.state.database, app.state.calls = database, calls
         app.state.ready = database.ping
         app.state.patrol = patrol = Patrol(database)
+        standing = Standing(database, settings.database_limit_bytes)
         chores = [
             asyncio.create_task(_repeat(partial(prepare_months, calls), PREPARE_MONTHS_INTERVAL_SECONDS)),
             asyncio.create_task(_repeat(partial(release_expired, database, calls), REAP_INTERVAL_SECONDS)),
             asyncio.create_task(_repeat(patrol.step, settings.patrol_seconds)),
+            asyncio.create_task(_repeat(standing.step, settings.standing_seconds)),
         ]
         yield
         for chore in chores:

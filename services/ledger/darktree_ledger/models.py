@@ -82,6 +82,7 @@ class Hold(Table, table=True):
 
     __table_args__ = (
         Index("hold_open", "customer_id", "expires_at", postgresql_where=text("state = 'open'")),
+        Index("hold_expired", "resolved_at", postgresql_where=text("state = 'expired'")),
     )
 
     hold_id: UUID = Field(primary_key=True)

@@ -20,6 +20,10 @@ class Settings(DatabaseSettings):
     """Admits billing: to open accounts, grant, change caps, read and check."""
     patrol_seconds: float = Field(3600.0, gt=0)
     """The pause between two slices of the projection that are compared with their entries."""
+    standing_seconds: float = Field(15.0, gt=0)
+    """The pause between two readings of how the ledger and its Postgres stand, for metrics."""
+    database_limit_bytes: int | None = Field(None, gt=0)
+    """How large the database may become: its volume, say. An alert comes before it does."""
 
 
 class SealerSettings(ServiceSettings):

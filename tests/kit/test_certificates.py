@@ -1,0 +1,127 @@
+"""When a certificate ends, as a real server says: over HTTPS, and Postgres' way of beginning TLS."""
+
+import os
+import pwd
+import socket
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from aiohttp import web
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from darktree_kit import certificates
+
+ENDS = datetime(2031, 2, 3, 4, 5, 6, tzinfo=UTC)
+POSTGRES = Path("/usr/lib/postgresql/15/bin")
+
+
+def self_signed(folder: Path, ends: datetime = ENDS) -> tuple[Path, Path]:
+    """Write a certificate that nobody trusts, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "nobody.example")])
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(ends - timedelta(days=9_000))
+        .not_valid_after(ends)
+        .sign(key, hashes.SHA256())
+    )
+    certificate, private = folder / "certificate.pem", folder / "key.pem"
+    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    private.chmod(0o600)
+    return certificate, private
+
+
+@pytest.mark.parametrize("ends", [ENDS, datetime(2020, 1, 1, tzinfo=UTC)], ids=["valid", "ended"])
+async def test_a_web_servers_certificate_is_read_whoever_signed_it(tmp_path: Path, ends: datetime) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*self_signed(tmp_path, ends))
+    runner = web.AppRunner(web.Application())
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    try:
+        url = f"https://127.0.0.1:{runner.addresses[0][1]}/v1"
+        assert await certificates.expiry(url) == ends
+        assert certificates.target(url) == url.removeprefix("https://").removesuffix("/v1")
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1", "postgresql://me@/db?host=/tmp", ""])
+async def test_where_there_is_no_tls_there_is_nothing_to_tell(url: str) -> None:
+    assert await certificates.expiry(url) is None
+
+
+@pytest.mark.parametrize("scheme", ["https", "postgresql+psycopg"])
+async def test_a_server_that_is_away_is_an_error_of_the_network(
+    scheme: str, unused_port: Callable[[], int]
+) -> None:
+    with pytest.raises(OSError, match=r"Connect call failed"):
+        await certificates.expiry(f"{scheme}://127.0.0.1:{unused_port()}/x")
+
+
+def test_a_target_has_neither_user_nor_password() -> None:
+    assert certificates.target("postgresql://me:secret@db.example/darktree") == "db.example:5432"
+
+
+@pytest.fixture
+def unused_port() -> Callable[[], int]:
+    def find() -> int:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            return int(found.getsockname()[1])
+
+    return find
+
+
+@contextmanager
+def postgres(port: int, tls: bool) -> Iterator[str]:
+    """Debian's Postgres on a port of this machine, run by whom it lets run it."""
+    with TemporaryDirectory(prefix="dt-") as made:
+        home = Path(made)
+        files = self_signed(home)
+        account = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
+        if account is not None:
+            for path in (home, *files):
+                os.chown(path, account.pw_uid, account.pw_gid)
+
+        def run(program: str, *words: str) -> None:
+            who = {} if account is None else {"user": account.pw_uid, "group": account.pw_gid}
+            command = [str(POSTGRES / program), "-D", str(home / "data"), *words]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=home, **who)  # type: ignore[call-overload]
+
+        run("initdb", "-A", "trust", "-U", "admin", "--no-sync")
+        secured = f"-c ssl=on -c ssl_cert_file={files[0]} -c ssl_key_file={files[1]}" if tls else ""
+        options = f"-c listen_addresses=127.0.0.1 -k {home} -p {port} {secured}"
+        run("pg_ctl", "-w", "-l", str(home / "log"), "-o", options, "start")
+        try:
+            yield f"postgresql://admin:secret@127.0.0.1:{port}/postgres"
+        finally:
+            run("pg_ctl", "-w", "-m", "immediate", "stop")
+
+
+@pytest.mark.skipif(not POSTGRES.is_dir(), reason="apt-get install postgresql-15")
+@pytest.mark.parametrize("tls", [True, False], ids=["with TLS", "without"])
+async def test_postgres_tells_its_certificate_when_it_has_one(
+    tls: bool, unused_port: Callable[[], int]
+) -> None:
+    with postgres(unused_port(), tls) as url:
+        assert await certificates.expiry(url) == (ENDS if tls else None)
