@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NoReturn, TypeVar
 
@@ -23,6 +24,7 @@ from darktree_kit.cluster import Cluster, ClusterError
 from darktree_operator.config import InvalidConfig, OperatorConfig, read_config
 from darktree_operator.lane import InvalidLane, Object
 from darktree_operator.plan import Plan
+from darktree_operator.spare import free_gpus
 
 EXIT_REFUSED = 1
 EXIT_NO_CLUSTER = 3
@@ -66,7 +68,12 @@ def plan_(
     async def look(cluster: Cluster) -> list[Forecast]:
         found = []
         for document in documents:
-            found.append(forecast(await observe(cluster, document, known, utc_now())))
+            observed = await observe(cluster, document, known, utc_now())
+            spare = forecast(observed).plan.spare
+            if spare is not None:
+                free = await free_gpus(cluster, spare.accelerator, spare.gpus)
+                observed = replace(observed, free_gpus=free)
+            found.append(forecast(observed))
         return found
 
     refused = False

@@ -254,7 +254,7 @@ _POD_METADATA = (
     "name", "namespace", "uid", "resourceVersion", "labels", "creationTimestamp", "deletionTimestamp",
     "ownerReferences",
 )  # fmt: skip
-_POD_STATUS = ("phase", "reason", "message", "conditions", "startTime")
+_POD_STATUS = ("phase", "reason", "message", "conditions", "startTime", "podIP")
 _CONTAINER = ("name", "ready", "started", "restartCount", "imageID", "state", "lastState")
 
 

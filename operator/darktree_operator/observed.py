@@ -18,6 +18,17 @@ class LaneLoad:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What a running engine says of itself; None where it says nothing."""
+
+    version: str | None = None
+    max_model_len: int | None = None
+    kv_cache_tokens: int | None = None
+    max_concurrency: str | None = None
+    """How many of the longest contexts its cache holds at once, as it writes it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """Plain objects as the API returned them; nothing in here is looked up later."""
 
@@ -38,7 +49,9 @@ class Observed:
     """Salted, shortened hashes of the secrets' values by `name/key`; what is absent does not exist."""
     load: LaneLoad | None = None
     """None while no gateway tells."""
+    engines: Mapping[str, EngineFacts] = field(default_factory=dict)
+    """What the gateways learnt of the lane's engines, by their pods' addresses."""
     free_gpus: int | None = None
-    """GPUs of the lane's class that are proved free; None when nobody knows."""
+    """GPUs of the lane's class that are proved free on one node; None when nobody looked, or may look."""
     may_upgrade: bool = False
     """Whether it is this lane's turn to take a newer template: one lane at a time."""

@@ -16,15 +16,16 @@ from darktree_operator.children import (
     service,
     volume_claim,
 )
+from darktree_operator.config import AcceleratorClass
 from darktree_operator.lane import GROUP, InvalidLane, Lane, Object, SecretKey, parse
 from darktree_operator.observed import Observed
 from darktree_operator.pod import ENGINE_COMPONENT, revision, selector
 from darktree_operator.preflight import check
 from darktree_operator.reasons import Reason
 from darktree_operator.resolution import Refusal, Resolved, resolve
-from darktree_operator.rollout import Decision, Rollout, applied_revision, decide, deployment
+from darktree_operator.rollout import Decision, Rollout, applied_revision, decide, deployment, rolled_out
 
-__all__ = ["Plan", "Reference", "Refusal", "Rollout", "plan"]
+__all__ = ["Plan", "Reference", "Refusal", "Rollout", "Spare", "plan"]
 
 REVISION_ANNOTATION = f"{GROUP}/revision"
 REVISION_HISTORY = 2  # old ReplicaSets are of no use: what served is kept in ControllerRevisions
@@ -40,6 +41,14 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
+class Spare:
+    """So many free GPUs on one node would let a new engine start before the old one stops."""
+
+    accelerator: AcceleratorClass
+    gpus: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Objects to apply, in order. A refused lane gets no new ones: what serves goes on serving."""
 
@@ -49,6 +58,8 @@ class Plan:
     notes: tuple[str, ...] = ()
     rollout: Rollout | None = None
     waiting_for_model: bool = False
+    spare: Spare | None = None
+    """What to look for before this is applied, because the rollout would be another one: nobody has looked yet."""
 
 
 def plan(observed: Observed, replicas: int) -> Plan:
@@ -72,7 +83,7 @@ def plan(observed: Observed, replicas: int) -> Plan:
     cached, download, old_jobs = _download(resolved, observed)
     decision = decide(observed, lane, target, ready=cached)
     waiting = not cached and decision.rollout.applied == target.name and deployment(observed) is None
-    strategy, more_notes = _strategy(resolved, observed, replicas)
+    strategy, more_notes, spare = _strategy(resolved, observed, decision.rollout, replicas)
     budget, monitor = disruption_budget(lane, replicas), pod_monitor(resolved)
     runs = None
     if not waiting:
@@ -93,6 +104,7 @@ def plan(observed: Observed, replicas: int) -> Plan:
         notes=(*notes, *more_notes),
         rollout=decision.rollout,
         waiting_for_model=not cached,
+        spare=spare,
     )
 
 
@@ -140,27 +152,34 @@ def _deadline_seconds(resolved: Resolved) -> int:
     return startup + resolved.config.image_pull_allowance_seconds
 
 
-def _strategy(resolved: Resolved, observed: Observed, replicas: int) -> tuple[Object, list[str]]:
-    """Return how pods are replaced: never with a GPU that is not proved to be free."""
+def _strategy(
+    resolved: Resolved, observed: Observed, rollout: Rollout, replicas: int
+) -> tuple[Object, list[str], Spare | None]:
+    """Return how pods are replaced: never with a GPU that is not proved to be free when the rollout begins."""
     wanted = resolved.lane.spec.rollout.strategy
-    surge = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
-    notes: list[str] = []
     if wanted == "Recreate":
-        return {"type": "Recreate"}, notes
+        return _RECREATE, [], None
     if resolved.gpus == 0:
-        return surge, notes
-    if wanted == "Surge":
-        if observed.free_gpus is not None and observed.free_gpus >= resolved.gpus:
-            return surge, notes
-        free = (
-            "nobody knows of a free one" if observed.free_gpus is None else f"{observed.free_gpus} are free"
-        )
-        notes.append(
-            f"spec.rollout.strategy Surge needs {resolved.gpus} spare GPUs, {free}: a pod goes first"
-        )
-    if replicas <= 1:
-        return {"type": "Recreate"}, notes
-    return {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}, notes
+        return _SURGE, [], None
+    careful = _RECREATE if replicas <= 1 else _ONE_BY_ONE
+    found = deployment(observed)
+    if wanted == "Auto" or found is None or rolled_out(observed) == rollout.applied:
+        return careful, [], None
+    if applied_revision(observed) == rollout.applied:  # under way: what began with a surge ends with it
+        return _SURGE if found["spec"].get("strategy") == _SURGE else careful, [], None
+    free = observed.free_gpus
+    if free is not None and free >= resolved.gpus:
+        return _SURGE, [], None
+    known = "nobody knows of a free one" if free is None else f"{free} are free"
+    note = f"spec.rollout.strategy Surge needs {resolved.gpus} spare GPUs, {known}: a pod goes first"
+    if free is not None or resolved.accelerator is None:
+        return careful, [note], None
+    return careful, [note], Spare(resolved.accelerator, resolved.gpus)
+
+
+_RECREATE: Object = {"type": "Recreate"}
+_SURGE: Object = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+_ONE_BY_ONE: Object = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
 
 
 def _download(resolved: Resolved, observed: Observed) -> tuple[bool, Object | None, list[Reference]]:

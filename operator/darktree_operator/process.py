@@ -19,7 +19,7 @@ from darktree_operator.events import Announcer
 from darktree_operator.leases import Lease
 from darktree_operator.reconciling import Reconciler
 from darktree_operator.settings import Settings
-from darktree_operator.signals import Signals
+from darktree_operator.signals import News, Signals
 from darktree_operator.worker import Workers
 
 SLICES = Resource("discovery.k8s.io/v1", "endpointslices", "EndpointSlice")
@@ -56,6 +56,7 @@ class Operator:
             config=self.config,
             announcer=Announcer(self.cluster, self.identity),
             load=self.signals.of_lane,
+            engines=self.signals.engines,
             wake=self.workers.enqueue,
             resync_seconds=settings.resync_seconds,
         )
@@ -73,7 +74,7 @@ class Operator:
         work: list[Coroutine[Any, Any, None]] = [self.fleet.run(), self._begin_when_listed()]
         work += self.gateways.work()
         if self.gateways.known:
-            work.append(self.signals.watch(self.settings.gateway_seconds, self._load_changed))
+            work.append(self.signals.watch(self.settings.gateway_seconds, self._heard))
         if self.settings.lease_namespace:
             lease = Lease(
                 self.cluster, self.settings.lease_namespace, self.settings.lease_name, self.identity
@@ -134,11 +135,12 @@ class Operator:
         self._stopping.add(stopping)
         stopping.add_done_callback(self._stopping.discard)
 
-    def _load_changed(self, names: set[str]) -> None:
+    def _heard(self, news: News) -> None:
         for key, lane in self.fleet.lanes.objects.items():
             spec, status = lane.get("spec") or {}, lane.get("status") or {}
             waits = (status.get("rollout") or {}).get("deferredReason") == "WaitingForIdle"
-            if key[1] in names and (spec.get("autoscaling") or waits):
+            follows = key[1] in news.loads and (spec.get("autoscaling") or waits)
+            if follows or key[1] in news.engines:
                 self.workers.enqueue(key)
 
 

@@ -1,8 +1,8 @@
 """One look at one lane: observe, decide, plan, apply, tell. Level-triggered: what happened before does not matter."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from darktree_kit.clock import Clock, Monotonic, monotonic, utc_now
 from darktree_kit.cluster import ClusterError, Missing, Object
@@ -13,10 +13,11 @@ from darktree_operator.cluster import Applied, Fleet
 from darktree_operator.config import OperatorConfig
 from darktree_operator.events import Announcer
 from darktree_operator.lane import InvalidLane, Lane, parse
-from darktree_operator.observed import LaneLoad, Observed
+from darktree_operator.observed import EngineFacts, LaneLoad, Observed
 from darktree_operator.plan import Plan, Refusal, plan
 from darktree_operator.progress import Problem
 from darktree_operator.reasons import Reason
+from darktree_operator.spare import free_gpus
 from darktree_operator.status import Outcome, changes, status_of
 
 AGAIN_SECONDS = 0.2
@@ -33,6 +34,7 @@ class Reconciler:
     config: OperatorConfig
     announcer: Announcer
     load: Callable[[str], LaneLoad | None]
+    engines: Callable[[str], Mapping[str, EngineFacts]]
     wake: Callable[[Key], None]
     resync_seconds: float
     now: Clock = utc_now
@@ -51,7 +53,7 @@ class Reconciler:
         lane, refusal = _parsed(found)
         observed = await self._observe(key, found, lane)
         scaling = decide(lane, observed) if lane is not None else _unchanged(found)
-        planned = plan(observed, scaling.replicas) if refusal is None else Plan(refusals=(refusal,))
+        planned = Plan(refusals=(refusal,)) if refusal is not None else await self._plan(observed, scaling)
         refused = await self._apply(found, planned)
         observed = await self._observe(key, found, lane)
         self._take_turn(key, planned)
@@ -66,6 +68,13 @@ class Reconciler:
         if until is not None:
             again = min(again, max(1.0, (until - observed.now).total_seconds()))
         return again
+
+    async def _plan(self, observed: Observed, scaling: Scaling) -> Plan:
+        planned = plan(observed, scaling.replicas)
+        if planned.spare is None:
+            return planned
+        free = await free_gpus(self.fleet.cluster, planned.spare.accelerator, planned.spare.gpus)
+        return plan(replace(observed, free_gpus=free), scaling.replicas)
 
     async def _observe(self, key: Key, found: Object, lane: Lane | None) -> Observed:
         fleet = self.fleet
@@ -87,6 +96,7 @@ class Reconciler:
             others=tuple(each for kind in kinds for each in fleet.of_lane(kind, key)),
             secret_hashes=hashes,
             load=self.load(key[1]),
+            engines=self.engines(key[1]),
             may_upgrade=self._may_upgrade(key),
         )
 
@@ -185,9 +195,8 @@ def _unchanged(found: Object) -> Scaling:
 
 
 def _mid_upgrade(lane: Object) -> bool:
-    status = lane.get("status") or {}
-    outdated = (status.get("template") or {}).get("outdatedReplicas") or 0
-    return (status.get("rollout") or {}).get("state") == "Progressing" and outdated > 0
+    rollout = (lane.get("status") or {}).get("rollout") or {}
+    return rollout.get("state") == "Progressing" and bool(rollout.get("upgrade"))
 
 
 def _class(lane: Object) -> str:

@@ -25,11 +25,11 @@ from darktree_operator.pod import (
 )
 from darktree_operator.progress import Pod, Problem, Progress, progress
 from darktree_operator.reasons import Reason
+from darktree_operator.starts import cold_start, container_status, engine
 
 MAX_HISTORY = 5
 MAX_WORDS_BYTES = 1024
 MAX_TEXT_CHARACTERS = 256
-JUST_READY_SECONDS = 60  # later a pod's times may be those of a probe that failed meanwhile
 
 _EMPTY: Object = {}
 
@@ -78,9 +78,10 @@ def status_of(
         "serving": serving,
         "target": _target(before, facts, lane, observed.now),
         "rollout": _rollout(before, facts, observed.now),
-        "template": _template(seen),
+        "template": _template(seen, plan),
         "gpu": _gpu(gpus, facts, outcome),
-        "coldStart": _cold_start(before, seen, observed.now),
+        "engine": engine(before, serving, observed, seen),
+        "coldStart": cold_start(before, observed, seen),
         "lastFailure": _last_failure(before, seen),
         "secretHashes": dict(observed.secret_hashes) or None,
         "endpoint": _endpoint(observed),
@@ -144,7 +145,7 @@ def _serving(before: Object, seen: Progress, lane: Lane | None, now: datetime) -
         return known
     since = (known or _EMPTY).get("since") if (known or _EMPTY).get("revisionHash") == pod.revision else None
     made: Object = {"revisionHash": pod.revision, "since": since or instants.text(now)}
-    image = _container_status(pod).get("imageID")
+    image = container_status(pod).get("imageID")
     if image:
         made["imageDigest"] = str(image)[:512]
     target: Object = before.get("target") or {}
@@ -184,6 +185,8 @@ def _rollout(before: Object, facts: Facts, now: datetime) -> Object | None:
         state = "Progressing"
     made: Object = {"state": state}
     if state == "Progressing":
+        if rollout.template_outdated or (known.get("state") == state and known.get("upgrade")):
+            made["upgrade"] = True
         started = known.get("startedAt") if known.get("state") == "Progressing" else None
         made["startedAt"] = started or instants.text(now)
         allowed = ((facts.progress.deployment or {}).get("spec") or {}).get("progressDeadlineSeconds")
@@ -197,15 +200,20 @@ def _rollout(before: Object, facts: Facts, now: datetime) -> Object | None:
     return made
 
 
-def _template(seen: Progress) -> Object | None:
+def _template(seen: Progress, plan: Plan) -> Object | None:
     if seen.deployment is None:
         return None
     template = seen.deployment["spec"].get("template") or {}
+    target = plan.rollout.target if plan.rollout is not None and plan.rollout.template_outdated else None
 
     def version(metadata: Object) -> int:
         return int((metadata.get("annotations") or {}).get(TEMPLATE_VERSION_ANNOTATION) or 0)
 
-    outdated = sum(version(pod.found["metadata"]) < TEMPLATE_VERSION for pod in seen.pods if not pod.going)
+    outdated = sum(
+        version(pod.found["metadata"]) < TEMPLATE_VERSION or (target is not None and pod.revision != target)
+        for pod in seen.pods
+        if not pod.going
+    )
     return {
         "version": version(template.get("metadata") or {}),
         "latestVersion": TEMPLATE_VERSION,
@@ -251,48 +259,6 @@ def _gpu(gpus: Mapping[str, int], facts: Facts, outcome: Outcome) -> Object | No
 
 def _holds(pod: Pod) -> bool:
     return (pod.found.get("status") or {}).get("phase") not in {"Succeeded", "Failed"}
-
-
-def _cold_start(before: Object, seen: Progress, now: datetime) -> Object | None:
-    """How long the last engine took from its creation to being ready, with the phases that its times tell."""
-    known: Object | None = before.get("coldStart")
-    if seen.ready <= int(before.get("readyReplicas") or 0):
-        return known
-    newest: Object | None = None
-    for pod in seen.pods:
-        container = _container_status(pod)
-        if not pod.ready or container.get("restartCount"):
-            continue
-        times = _times(pod, container)
-        if times is None or now - times[3] > timedelta(seconds=JUST_READY_SECONDS):
-            continue
-        created, placed, began, ready = times
-        newest = {
-            "lastTotalSeconds": _seconds(created, ready),
-            "phases": {
-                "scheduleSeconds": _seconds(created, placed),
-                "pullSeconds": _seconds(placed, began),
-                "loadSeconds": _seconds(began, ready),
-            },
-        }
-    return newest or known
-
-
-def _times(pod: Pod, container: Object) -> tuple[datetime, datetime, datetime, datetime] | None:
-    since = {
-        each["type"]: instants.parse(each.get("lastTransitionTime"))
-        for each in pod.found["status"].get("conditions") or ()
-    }
-    created = instants.parse(pod.found["metadata"].get("creationTimestamp"))
-    placed, ready = since.get("PodScheduled"), since.get("Ready")
-    began = instants.parse(((container.get("state") or {}).get("running") or {}).get("startedAt"))
-    if created is None or placed is None or began is None or ready is None:
-        return None
-    return created, placed, began, ready
-
-
-def _seconds(start: datetime, end: datetime) -> int:
-    return max(0, round((end - start).total_seconds()))
 
 
 def _last_failure(before: Object, seen: Progress) -> Object | None:
@@ -373,8 +339,3 @@ def _scaling(scaling: Scaling) -> Object | None:
     if scaling.history:
         made["history"] = list(scaling.history)
     return made or None
-
-
-def _container_status(pod: Pod) -> Object:
-    found = (pod.found.get("status") or {}).get("containerStatuses") or ()
-    return next((each for each in found if each.get("name") == CONTAINER), {})

@@ -3,7 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import httpx
+import pytest
+
+from darktree_gateway.engine_facts import cache_of
 from darktree_gateway.reconciliation import newest_of, total_of
+from darktree_operator.signals import parse_engines
+from darktree_simulator.answers import VERSION
 
 EXPOSITION = """# TYPE vllm:generation_tokens_total counter
 vllm:generation_tokens_total{engine="0",model_name="m"} 5.0
@@ -31,3 +37,32 @@ def test_what_an_engine_processed_reaches_billing_and_agrees_with_what_was_charg
     assert platform.sql("SELECT count(*) FROM billing.engine_run WHERE lane = 'scripted'") == [(0,)]
     report = platform.admin("GET", "/reconciliation")
     assert report["ledger"]["problems"] == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (
+            'block_size="16",kv_cache_size_tokens="35840",kv_cache_max_concurrency="8.75",num_gpu_blocks="2240"',
+            ("35840", "8.75"),
+        ),
+        ('block_size="16",kv_cache_size_tokens="None",kv_cache_max_concurrency="None"', ("", "")),
+        ('block_size="128",engine="0",num_gpu_blocks="100"', ("12800", "")),
+        ('swap="a \\"quoted\\" word"', ("", "")),
+    ],
+)
+def test_an_engines_cache_is_read_from_what_vllm_says(labels: str, said: tuple[str, str]) -> None:
+    assert cache_of(f"# HELP x\nvllm:cache_config_info{{{labels}}} 1.0\n") == said
+    assert cache_of("vllm:num_requests_running 1.0\n") == ("", "")
+
+
+def test_what_an_engine_says_of_itself_is_shown_to_the_operator(
+    platform: Any, eventually: Callable[..., Any]
+) -> None:
+    def facts() -> dict[str, Any]:
+        return parse_engines(httpx.get(f"{platform.gateway_url}/metrics").text).get("standard", {})
+
+    eventually(lambda: facts() != {}, "the engine's facts")
+    (said,) = facts().values()
+    assert said.version == VERSION
+    assert said.max_model_len

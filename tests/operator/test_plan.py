@@ -233,10 +233,29 @@ STRATEGIES: list[tuple[str, int, str, int | None, Object]] = [
 def test_no_pod_waits_for_a_gpu_that_its_predecessor_holds(
     name: str, replicas: int, wanted: str, free: int | None, strategy: Object
 ) -> None:
-    made = after_download(lane(rollout__strategy=wanted), replicas, free_gpus=free)
+    before = of_kind(after_download(lane(), replicas), "Deployment")
+    changed = lane(rollout__strategy=wanted, engine__contextLength=8192)
+    made = after_download(changed, replicas, deployments=(before,), free_gpus=free)
     found = of_kind(made, "Deployment")["spec"]["strategy"]
     assert (found if found["type"] == "Recreate" else found["rollingUpdate"]) == strategy
     assert any("Surge needs 1 spare" in note for note in made.notes) == (wanted == "Surge" and not free)
+    assert (made.spare is not None) == (wanted == "Surge" and free is None)
+
+
+def test_a_rollout_that_began_with_a_surge_ends_with_it_and_rests_without() -> None:
+    surge = lane(rollout__strategy="Surge", engine__contextLength=8192)
+    first = of_kind(after_download(lane()), "Deployment")
+    began = of_kind(after_download(surge, deployments=(first,), free_gpus=1), "Deployment")
+    assert began["spec"]["strategy"]["type"] == "RollingUpdate"
+    # Now the new engine has the GPU, and none is free any more.
+    going = after_download(surge, deployments=(began,), free_gpus=0)
+    assert of_kind(going, "Deployment")["spec"]["strategy"] == began["spec"]["strategy"]
+    counts = {"replicas": 1, "updatedReplicas": 1, "availableReplicas": 1, "observedGeneration": 1}
+    done = began | {"metadata": began["metadata"] | {"generation": 1}, "status": counts}
+    rests = after_download(surge, deployments=(done,))
+    assert of_kind(rests, "Deployment")["spec"]["strategy"] == {"type": "Recreate"}
+    assert rests.spare is None
+    assert rests.notes == ()
 
 
 def test_an_engine_without_a_gpu_is_replaced_without_a_gap() -> None:

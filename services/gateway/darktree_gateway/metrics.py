@@ -71,6 +71,11 @@ ENGINE_TOKENS = Gauge(
     ["lane", "endpoint", "kind"],
 )
 HOLDS = Gauge("darktree_gateway_holds_in_flight", "Holds of completions that this process is serving.")
+ENGINE_INFO = Gauge(
+    "darktree_lane_engine_info",
+    "What an engine says of itself; empty where it does not say. Always 1.",
+    ["lane", "endpoint", "version", "max_model_len", "kv_cache_tokens", "max_concurrency"],
+)
 HOLDS_REFUSED = Counter(
     "darktree_gateway_holds_refused_total", "Requests that the ledger refused.", ["reason"]
 )

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from darktree_billing.reconciliation_schemas import EngineReading
 from darktree_gateway import metrics
+from darktree_gateway.engine_facts import EngineFacts
 from darktree_gateway.lanes import Lanes
 from darktree_gateway.upstream import Upstream
 from darktree_kit.errors import ApiError
@@ -34,6 +35,7 @@ class EngineCounters:
         self._lanes = lanes
         self._upstream = upstream
         self._report = report
+        self._facts = EngineFacts(upstream)
         self._reported: set[EngineReading] = set()
         self._shown: set[tuple[str, str]] = set()
 
@@ -50,6 +52,7 @@ class EngineCounters:
             for kind in _KINDS:
                 metrics.ENGINE_TOKENS.remove(lane, endpoint, kind)
         self._shown &= endpoints
+        self._facts.forget_all_but(endpoints)
         places = asyncio.Semaphore(MAX_READS_AT_ONCE)
         found = await asyncio.gather(*(self._read(*place, places) for place in sorted(endpoints)))
         readings = {reading for reading in found if reading is not None}
@@ -70,6 +73,7 @@ class EngineCounters:
             metrics.ENGINE_TOKENS.labels(lane, endpoint, kind).set(total)
         self._shown.add((lane, endpoint))
         started = next((instant for name in _STARTED if (instant := newest_of(text, name))), None)
+        await self._facts.learn((lane, endpoint), text, started)
         if started is None:
             return None  # without it, a restart could not be told from a mistake
         return EngineReading(

@@ -180,16 +180,35 @@ class Upstream:
 
     async def exposition(self, url: str) -> str | None:
         """Return an engine's own metrics in Prometheus' text format, or None when it does not give them."""
+        content = await self._fetch(url + "/metrics")
+        return None if content is None else content.decode("utf-8", "replace")
+
+    async def describe(self, url: str) -> tuple[str, int | None]:
+        """Return an engine's version and longest context, as far as it says them."""
+        version = _member(await self._fetch(url + "/version"), "version")
+        if not isinstance(version, str):
+            return "", None
+        listed = _member(await self._fetch(url + "/v1/models"), "data")
+        first = listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], dict) else {}
+        context = first.get("max_model_len")
+        return version, context if isinstance(context, int) else None
+
+    async def _fetch(self, url: str) -> bytes | None:
         timeout = aiohttp.ClientTimeout(total=EXPOSITION_TIMEOUT_SECONDS)
         try:
-            async with self._session.get(
-                url + "/metrics", headers=self._headers, timeout=timeout
-            ) as response:
+            async with self._session.get(url, headers=self._headers, timeout=timeout) as response:
                 content = await _read_bounded(response, MAX_EXPOSITION_BYTES)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, EngineError) as error:
             _log.debug("an engine's counters could not be read", extra={"error": str(error)[:200]})
             return None
-        return content.decode("utf-8", "replace") if response.status == 200 else None
+        return content if response.status == 200 else None
+
+
+def _member(content: bytes | None, name: str) -> object:
+    try:
+        return orjson.loads(content or b"{}").get(name)
+    except (ValueError, AttributeError):
+        return None
 
 
 async def _read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:

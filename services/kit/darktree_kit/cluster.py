@@ -84,11 +84,12 @@ class Cluster:
         return await self._call("GET", resource.path(namespace, name))
 
     async def list(
-        self, resource: Resource, namespace: str | None, selector: str = ""
+        self, resource: Resource, namespace: str | None, selector: str = "", *, fields: str = ""
     ) -> tuple[list[Object], str]:
         """Return every object, read in pages, and the version from which a watch goes on."""
         objects: list[Object] = []
-        params = {"limit": str(PAGE_ITEMS)} | ({"labelSelector": selector} if selector else {})
+        params = {"limit": str(PAGE_ITEMS), "labelSelector": selector, "fieldSelector": fields}
+        params = {name: value for name, value in params.items() if value}
         for _ in range(MAX_PAGES):
             page = await self._call("GET", resource.path(namespace), params=params)
             # Items of a list say neither their kind nor their version; those of a watch do.
