@@ -19,7 +19,7 @@ MAX_STOP_SECONDS = 15
 
 @kopf.on.startup()
 async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> None:
-    """Begin to follow the API server."""
+    """Begin to follow the API server: the one that the memo brings along, else the kubeconfig's or the pod's own."""
     said = Settings()
     logs.configure("operator", said.log_level)
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # it says that it enqueued, at each event
@@ -27,7 +27,7 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
     settings.peering.standalone = True  # several operators are told apart by a Lease
     settings.scanning.disabled = True
     settings.process.ultimate_exiting_timeout = MAX_STOP_SECONDS
-    memo.operator = Operator(said)
+    memo.operator = Operator(said, cluster=memo.get("cluster"))
     await memo.operator.start()
 
 

@@ -1,0 +1,203 @@
+"""How kopf's handlers and the operator are wired: `kopf.operator` in the test's own loop, against kmock."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import kopf
+import pytest
+import yaml
+from kmock import ResourceInfo, Server, resource
+from mock_api import APPLY, MockApi
+from scenes import lane, until
+
+from darktree_kit.cluster import Cluster
+from darktree_operator import main as main  # its import registers the handlers
+from darktree_operator.process import NotAlive, Operator
+
+ROOT = Path(__file__).parents[2]
+LANES = resource("darktree.dev", "v1alpha1", "inferencelanes")
+DEPLOYMENTS = resource("apps", "v1", "deployments")
+PODS = resource("", "v1", "pods")
+KINDS = (
+    LANES, DEPLOYMENTS, resource("apps", "v1", "controllerrevisions"), resource("batch", "v1", "jobs"),
+    PODS, resource("", "v1", "services"), resource("", "v1", "events"),
+    resource("", "v1", "persistentvolumeclaims"), resource("policy", "v1", "poddisruptionbudgets"),
+    resource("networking.k8s.io", "v1", "networkpolicies"),
+)  # fmt: skip
+VERBS = {"get", "list", "watch", "create", "patch", "delete"}
+LANES_PATH = "/apis/darktree.dev/v1alpha1/namespaces/default/inferencelanes"
+
+
+@kopf.on.login()
+def login(memo: kopf.Memo, **_: Any) -> kopf.ConnectionInfo:
+    """Has kopf go where the test says; it looks up KUBECONFIG only when it is imported."""
+    return kopf.ConnectionInfo(server=memo.url)
+
+
+@dataclass
+class Wired:
+    """The running operator, what it asked the API server, and where it answers its probe."""
+
+    api: MockApi
+    memo: kopf.Memo
+    probe: str
+
+    @property
+    def operator(self) -> Operator:
+        operator: Operator = self.memo.operator
+        return operator
+
+    async def create(self, document: dict[str, Any]) -> None:
+        (await self.api.post(LANES_PATH, json=document)).raise_for_status()
+
+    def applied(self) -> list[str]:
+        """The names of the Deployments that were applied, in order."""
+        return [
+            str(asked.name)
+            for asked in self.api.asked
+            if asked.resource == DEPLOYMENTS and asked.headers.get("Content-Type") == APPLY
+        ]
+
+
+Start = Callable[..., Any]
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Start:
+    """Makes running operators; each is an async context manager that takes the operator's settings."""
+
+    @asynccontextmanager
+    async def starting(refused: resource | None = None, **said: str) -> AsyncIterator[Wired]:
+        async with MockApi() as api, Server(api) as server:
+            for kind in KINDS:
+                name = "InferenceLane" if kind == LANES else str(kind.plural).title()
+                api.resources[kind] = ResourceInfo(kind=name, namespaced=True, verbs=VERBS)
+            if refused is not None:
+                api["list", refused] << 503
+            kubeconfig = tmp_path / "kubeconfig"
+            kubeconfig.write_text(yaml.safe_dump(_kubeconfig(str(server.url))))
+            monkeypatch.setenv("DARKTREE_OPERATOR_CONFIG_FILE", str(ROOT / "examples" / "operator.yaml"))
+            for name, value in said.items():
+                monkeypatch.setenv(f"DARKTREE_OPERATOR_{name.upper()}", value)
+            memo = kopf.Memo(url=str(server.url), cluster=Cluster(str(kubeconfig)))
+            wired = Wired(api, memo, f"http://127.0.0.1:{_free_port()}/healthz")
+            ready, stop = asyncio.Event(), asyncio.Event()
+            running = asyncio.create_task(
+                kopf.operator(
+                    clusterwide=True,
+                    memo=wired.memo,
+                    liveness_endpoint=wired.probe,
+                    ready_flag=ready,
+                    stop_flag=stop,
+                )
+            )
+            try:
+                async with asyncio.timeout(20):
+                    await ready.wait()
+                yield wired
+            finally:
+                stop.set()
+                async with asyncio.timeout(20):
+                    await running
+
+    return starting
+
+
+async def _says(wired: Wired, wanted: Callable[[int, dict[str, Any]], bool]) -> None:
+    async def so() -> bool:
+        try:
+            async with aiohttp.ClientSession() as session, session.get(wired.probe) as answer:
+                return wanted(answer.status, await answer.json() if answer.status == 200 else {})
+        except aiohttp.ClientConnectionError:
+            return False  # not yet
+
+    await until("the probe to say so", so, 20)
+
+
+async def _applies(wired: Wired, *names: str) -> None:
+    async def found() -> bool:
+        return set(names) <= set(wired.applied())
+
+    await until(f"Deployments of {names}", found, 20)
+
+
+async def test_a_lane_that_is_there_and_one_that_comes_are_looked_at(start: Start) -> None:
+    async with start() as wired:
+        await wired.create(lane("one"))
+        await _applies(wired, "one")
+        await wired.create(lane("two"))
+        await _applies(wired, "one", "two")
+        await _says(wired, lambda status, said: status == 200 and said["reconciling"]["lanes"] == 2)
+
+
+async def test_handlers_write_nothing_to_the_lane_but_its_status(start: Start) -> None:
+    async with start() as wired:
+        await wired.create(lane("one"))
+
+        async def told() -> bool:
+            return any(asked.subresource == "status" for asked in wired.api.asked)
+
+        await until("a status", told, 20)
+        await wired.api.patch(f"{LANES_PATH}/one", json={"spec": {"replicas": 2}})
+
+        async def scaled() -> bool:
+            return bool(wired.api.objects[DEPLOYMENTS, "default", "one"]["spec"]["replicas"] == 2)
+
+        await until("two replicas", scaled, 20)
+    ours = [
+        asked
+        for asked in wired.api.asked
+        if asked.resource == LANES and asked.method.value == "PATCH" and "kmock" not in str(asked.headers)
+    ]
+    assert {asked.subresource for asked in ours} == {"status"}
+    assert "finalizers" not in wired.api.objects[LANES, "default", "one"]["metadata"]
+    assert "annotations" not in wired.api.objects[LANES, "default", "one"]["metadata"]
+
+
+async def test_a_deleted_lane_is_forgotten(start: Start) -> None:
+    async with start() as wired:
+        await wired.create(lane("one"))
+        await _applies(wired, "one")
+        await wired.api.delete(f"{LANES_PATH}/one")
+        await _says(wired, lambda status, said: status == 200 and said["reconciling"]["lanes"] == 0)
+
+
+async def test_the_probe_over_http_fails_when_what_must_be_read_cannot_be(start: Start) -> None:
+    async with start(refused=PODS, stale_seconds="0.5") as wired:
+        await _says(wired, lambda status, _: status == 500)
+        with pytest.raises(NotAlive, match="never read: pods"):
+            wired.operator.check()
+
+
+async def test_a_stopped_operator_asks_nothing_more(start: Start) -> None:
+    async with start() as wired:
+        await wired.create(lane("one"))
+        await _applies(wired, "one")
+    asked = len(wired.api.asked)
+    assert all(task.done() for task in wired.operator._tasks)
+    wired.operator.enqueue(("default", "one"))
+    await asyncio.sleep(0)
+    assert len(wired.api.asked) == asked
+
+
+def _kubeconfig(url: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "mock", "cluster": {"server": url}}],
+        "users": [{"name": "mock", "user": {}}],
+        "contexts": [{"name": "mock", "context": {"cluster": "mock", "user": "mock"}}],
+        "current-context": "mock",
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
