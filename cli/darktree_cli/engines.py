@@ -43,7 +43,9 @@ def real(
     processes = []
     for lane in lanes:
         port = ports[f"lane-{lane.name}"]
-        command = vllm_command(interpreter, model, lane.served_name, port, lane.context_length)
+        command = vllm_command(
+            interpreter, model, lane.served_name, port, lane.context_length, pooling=lane.embeds
+        )
         processes.append(platform.vllm(lane, port, command.argv, command.env))
     return processes
 

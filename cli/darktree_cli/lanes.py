@@ -12,6 +12,8 @@ SPEED_ANNOTATION = "darktree.dev/simulated-tokens-per-second"
 DEFAULT_TOKENS_PER_SECOND = 100
 DEFAULT_CONTEXT_LENGTH = 32_768
 MAX_LANES = 32
+POOLING = "--runner=pooling"  # among a lane's engine.extraArgs: its model embeds
+EMBEDDING_DIMENSIONS = 64  # of a simulated one
 TIERS = ("Standard", "Premium", "Dedicated")
 
 
@@ -28,6 +30,7 @@ class Lane:
     context_length: int
     tokens_per_second: int
     tier: str
+    embeds: bool
     document: Mapping[str, Any]
 
 
@@ -82,6 +85,7 @@ def _lane(document: Any, file: Path) -> Lane:
         ),
         tokens_per_second=int(speed),
         tier=tier,
+        embeds=POOLING in _field(document, file, "spec.engine.extraArgs", list, default=[]),
         document=document,
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from signal import SIGTERM, Signals
 from urllib.parse import quote, urlsplit
 
-from darktree_cli.lanes import TIERS, Lane, served_lanes
+from darktree_cli.lanes import EMBEDDING_DIMENSIONS, TIERS, Lane, served_lanes
 from darktree_cli.state import DataDir, Secrets
 
 HOST = "127.0.0.1"
@@ -140,6 +140,7 @@ def simulator(lane: Lane, port: int) -> Process:
         "--model": lane.served_name,
         "--tokens-per-second": lane.tokens_per_second,
         "--context-length": lane.context_length,
+        "--embedding-dimensions": EMBEDDING_DIMENSIONS if lane.embeds else 0,
     }
     words = [str(word) for option in options.items() for word in option]
     return _engine(lane, port, (*_python("darktree_simulator"), *words), {}, SERVICE_START_SECONDS)

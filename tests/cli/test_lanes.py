@@ -41,6 +41,12 @@ def test_the_lanes_file_says_what_really_serves_and_the_gateway_understands_it()
     assert understood["dedicated-acme"].customer_id == "acme"
 
 
+def test_a_lane_whose_engine_pools_embeds(tmp_path: Path) -> None:
+    pooling = lane("b").replace("kind: VLLM", 'kind: VLLM, extraArgs: ["--runner=pooling"]')
+    (tmp_path / "lanes.yaml").write_text(lane("a") + "---" + pooling)
+    assert [found.embeds for found in read_lanes(tmp_path)] == [False, True]
+
+
 def test_a_file_may_hold_several_lanes(tmp_path: Path) -> None:
     (tmp_path / "lanes.yaml").write_text(lane("b") + "---" + lane("a"))
     assert [found.name for found in read_lanes(tmp_path)] == ["a", "b"]

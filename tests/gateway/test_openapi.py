@@ -14,6 +14,7 @@ CHAT, COMPLETIONS = "POST /v1/chat/completions", "POST /v1/completions"
 LABELS = [
     CHAT,
     COMPLETIONS,
+    "POST /v1/embeddings",
     "POST /v1/tokenize",
     "GET /v1/models",
     "GET /v1/models/{model}",

@@ -155,10 +155,10 @@ class _Request:
 def _fit(ask: Ask, each: int, context_tokens: int) -> int:
     """Return what each answer may have: by vLLM's rule, what was asked for or what the prompt leaves of the context.
 
-    Raises ContextLengthExceeded when it leaves nothing.
+    Raises ContextLengthExceeded when it leaves nothing of what is to be generated.
     """
     longest = max(ask.prompt_tokens)
-    if longest >= context_tokens:
+    if longest + min(1, each) > context_tokens:
         raise ContextLengthExceeded.of(context_tokens, longest, ask.prompt_param)
     return min(each, context_tokens - longest)
 
@@ -173,7 +173,7 @@ def _refusal(request: _Request, each: int, result: Result) -> ApiError:
             cap=cap_tokens,
             used=result.day_tokens or 0,
             requested=sum(ask.prompt_tokens) + each * ask.answers,
-            never_fits=ask.exact and sum(ask.prompt_tokens) + ask.answers > cap_tokens,
+            never_fits=ask.exact and sum(ask.prompt_tokens) + min(1, each) * ask.answers > cap_tokens,
             reset_seconds=result.reset_seconds or 0,
         )
     elif result.reason == "balance":

@@ -17,9 +17,9 @@ def conversation_of(ask: Ask) -> int:
     """Return a number for the beginning of a request, as it is sent to the engine: with the salt of its cache."""
     parts = [ask.model, str(ask.body.get("cache_salt", ""))]
     if ask.endpoint == "chat":
-        parts += _opening(ask.body["messages"])
+        parts += _opening(ask.prompt)
     else:
-        parts.append(_beginning(ask.body["prompt"]))
+        parts.append(_beginning(ask.prompt))
     return number_of("\0".join(parts))
 
 

@@ -29,7 +29,11 @@ from darktree_kit.errors import ApiError, NotFound, Unavailable
 from darktree_ledger.client import LedgerClient
 from darktree_ledger.sharding import connect
 
-HOT_PATHS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
+HOT_PATHS: dict[str, Endpoint] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+    "/v1/embeddings": "embeddings",
+}
 _PRIVATE_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 _READ_PATHS = ("/v1/models", "/v1/usage", "/v1/credits", "/v1/ledger", "/v1/tokenize")
 

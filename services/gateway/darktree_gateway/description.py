@@ -30,6 +30,7 @@ def describe_completions(app: FastAPI) -> None:
         schema["paths"] |= {
             "/v1/chat/completions": {"post": _operation("Answer a chat", "messages", fields.CHAT)},
             "/v1/completions": {"post": _operation("Complete a prompt", "prompt", fields.COMPLETIONS)},
+            "/v1/embeddings": {"post": _operation("Embed texts", "input", fields.EMBEDDINGS)},
         }
         return schema
 
@@ -38,7 +39,11 @@ def describe_completions(app: FastAPI) -> None:
 
 def _operation(summary: str, prompt: str, checks: Mapping[str, fields.Check]) -> dict[str, Any]:
     properties: dict[str, Any] = {name: {} for name in checks}
-    properties |= {"model": {"type": "string"}, "stream": {"type": "boolean", "default": False}}
+    properties["model"] = {"type": "string"}
+    content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+    if "stream" in checks:
+        properties["stream"] = {"type": "boolean", "default": False}
+        content["text/event-stream"] = {"schema": {"type": "string"}}
     body = {
         "type": "object",
         "required": ["model", prompt],
@@ -51,10 +56,7 @@ def _operation(summary: str, prompt: str, checks: Mapping[str, fields.Check]) ->
             "headers": {
                 name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()
             },
-            "content": {
-                "application/json": {"schema": {"type": "object"}},
-                "text/event-stream": {"schema": {"type": "string"}},
-            },
+            "content": content,
         }
     }
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}

@@ -4,7 +4,8 @@
     ├── BadRequest
     │   └── ContextLengthExceeded   400 context_length_exceeded
     ├── NotFound
-    │   └── ModelNotFound           404 model_not_found
+    │   ├── ModelNotFound           404 model_not_found
+    │   └── NotServedHere           404 endpoint_not_supported
     ├── TooManyRequests
     │   ├── InFlightLimitExceeded   429 tokens / in_flight_limit_exceeded
     │   ├── TooManyCounts           429 requests / rate_limit_exceeded
@@ -51,6 +52,18 @@ class ModelNotFound(NotFound):
     def __init__(self, model: str) -> None:
         super().__init__(
             f"The model `{model[:200]}` does not exist or you do not have access to it.", param="model"
+        )
+
+
+class NotServedHere(NotFound):
+    """The engine has no such endpoint: one that embeds does not generate, and the other way round."""
+
+    code = "endpoint_not_supported"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"The model `{model[:200]}` does not serve this endpoint: a model either generates or embeds.",
+            param="model",
         )
 
 
@@ -153,7 +166,9 @@ def of_engine(status: int, error: Any, *, model: str, prompt_param: str) -> ApiE
         message = detail
     message = message[:MAX_ENGINE_MESSAGE_LENGTH] or "The model refused this request."
     if status == 404:
-        return ModelNotFound(model)
+        return (
+            ModelNotFound(model) if isinstance(detail, dict) and "message" in detail else NotServedHere(model)
+        )
     if status in {429, 503}:
         return LaneUnavailable()
     if status in {400, 413, 422, 501}:

@@ -8,13 +8,13 @@ from starlette.types import Receive, Scope, Send
 
 from darktree_gateway import metrics, requests
 from darktree_gateway.admission import Admitted, Headers, limit_headers
-from darktree_gateway.assembly import Assembly
+from darktree_gateway.answers import answer_to
 from darktree_gateway.errors import EngineError, MeteringUnavailable
 from darktree_gateway.lanes import Lane
 from darktree_gateway.metering import Meter, Metering, Outcome
 from darktree_gateway.record import CLIENT_LEFT_STATUS, OK, Record
 from darktree_gateway.requests import Ask
-from darktree_gateway.streaming import Relay, error_event
+from darktree_gateway.streaming import error_event
 from darktree_gateway.upstream import Generation, Upstream
 from darktree_gateway.watch import ClientLeft, Watch
 from darktree_kit.errors import ApiError
@@ -48,7 +48,7 @@ class Exchange:
         self._cache_salt = cache_salt
         self._record = record
         self._meter = Meter(ask.answers_per_prompt)
-        self._answer: Relay | Assembly = (Relay if ask.stream else Assembly)(ask, self._meter)
+        self._answer = answer_to(ask, self._meter)
         self._started = False
         self._generation: Generation | None = None
 

@@ -121,6 +121,11 @@ def refuse(why: str) -> Check:
     return check
 
 
+def _replaced(member: str) -> Check:
+    """Refuse a field that engines ignore by now: an answer without its constraint must not be charged."""
+    return refuse(f"Engines take it no more. Use 'structured_outputs' instead: {member}.")
+
+
 def stops(name: str, value: Any) -> None:
     if type(value) is not str:
         items(string, MAX_STOPS)(name, value)
@@ -169,16 +174,16 @@ _BOTH: dict[str, Check] = {
     "allowed_token_ids": items(_token, 1_000_000),
     "bad_words": items(string),
     "structured_outputs": mapping,
-    "guided_json": elsewhere,
-    "guided_regex": string,
-    "guided_choice": items(string),
-    "guided_grammar": string,
-    "guided_decoding_backend": string,
-    "guided_whitespace_pattern": string,
     "add_special_tokens": boolean,
     "return_token_ids": boolean,
     "return_tokens_as_token_ids": boolean,
     # understood, and refused
+    "guided_json": _replaced("{'json': ...}"),
+    "guided_regex": _replaced("{'regex': ...}"),
+    "guided_choice": _replaced("{'choice': [...]}"),
+    "guided_grammar": _replaced("{'grammar': ...}"),
+    "guided_decoding_backend": refuse("Engines choose it by themselves."),
+    "guided_whitespace_pattern": _replaced("{'whitespace_pattern': ...}"),
     "best_of": elsewhere,
     "use_beam_search": one_of(False),
     "prompt_logprobs": refuse("Log probabilities of the prompt are not served."),
@@ -225,6 +230,22 @@ COMPLETIONS: Mapping[str, Check] = _BOTH | {
     "logprobs": integer(0, 20),
     "suffix": refuse("No model here fills in the middle."),
     "prompt_embeds": refuse("Prompts are text or token ids."),
+}
+
+EMBEDDINGS: Mapping[str, Check] = {
+    "model": elsewhere,
+    "input": elsewhere,
+    "encoding_format": one_of("float", "base64"),
+    "dimensions": integer(1, 65_536),
+    "user": string,
+    # vLLM's own
+    "add_special_tokens": boolean,
+    "use_activation": boolean,
+    # understood, and refused
+    "messages": refuse("Put the texts into 'input'."),
+    "truncate_prompt_tokens": refuse("Inputs are never cut; shorten them instead."),
+    "priority": refuse("Every request has the same priority."),
+    "cache_salt": refuse("Customers' caches are separate already."),
 }
 
 # Not for the engine: accepted because clients send them, and without an effect.

@@ -117,32 +117,32 @@ def _bound_of_content(name: str, content: Any) -> int:
     return bound
 
 
-def bounds_of_prompt(prompt: Any) -> tuple[list[int], bool]:
-    """Check a completion's prompt; return the most tokens of each prompt in it, and whether these are exact counts.
+def bounds_of_prompt(prompt: Any, name: str = "prompt", limit: int = MAX_PROMPTS) -> tuple[list[int], bool]:
+    """Check a prompt that no template renders; return the most tokens of each in it, and whether they are exact counts.
 
     A prompt is a string, an array of strings, an array of token ids, or an array of such arrays.
     """
     if type(prompt) is str:
-        return [_bound_of_prompt(prompt)], False
+        return [_bound_of_prompt(name, prompt)], False
     if type(prompt) is not list:
-        raise wrong_type("prompt", "a string or an array", prompt)
+        raise wrong_type(name, "a string or an array", prompt)
     if not prompt:
-        raise wrong_value("prompt", "empty array. Expected an array with minimum length 1.", "empty_array")
+        raise wrong_value(name, "empty array. Expected an array with minimum length 1.", "empty_array")
     if type(prompt[0]) is int:
-        return [_count_of_ids("prompt", prompt)], True
-    if len(prompt) > MAX_PROMPTS:
-        raise wrong_value("prompt", f"more than {MAX_PROMPTS} prompts.", "array_above_max_length")
+        return [_count_of_ids(name, prompt)], True
+    if len(prompt) > limit:
+        raise wrong_value(name, f"more than {limit} of them.", "array_above_max_length")
     if type(prompt[0]) is list:
-        return [_count_of_ids(f"prompt[{index}]", ids) for index, ids in enumerate(prompt)], True
+        return [_count_of_ids(f"{name}[{index}]", ids) for index, ids in enumerate(prompt)], True
     for index, text in enumerate(prompt):
         if type(text) is not str:
-            raise wrong_type(f"prompt[{index}]", "a string", text)
-    return [_bound_of_prompt(text) for text in prompt], False
+            raise wrong_type(f"{name}[{index}]", "a string", text)
+    return [_bound_of_prompt(name, text) for text in prompt], False
 
 
-def _bound_of_prompt(text: str) -> int:
+def _bound_of_prompt(name: str, text: str) -> int:
     if not text:
-        raise wrong_value("prompt", "empty string. Expected a string with minimum length 1.", "empty_string")
+        raise wrong_value(name, "empty string. Expected a string with minimum length 1.", "empty_string")
     return BASE_TOKENS + bound_of_text(text)
 
 

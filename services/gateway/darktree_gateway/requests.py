@@ -14,16 +14,22 @@ from darktree_kit.errors import ApiError, BadRequest, TooLarge
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 MAX_COMPLETIONS = 1_024  # n times prompts
+MAX_INPUTS = 2_048  # of one request for embeddings, as OpenAI bounds it
 MAX_DEPTH = 254  # what orjson writes
 MAX_MODEL_LENGTH = 256
 OPENAI_COMPLETION_TOKENS = 16  # what /v1/completions generates when nothing is said
 
-Endpoint = Literal["chat", "completions"]
+Endpoint = Literal["chat", "completions", "embeddings"]
+_CHECKS = {"chat": fields.CHAT, "completions": fields.COMPLETIONS, "embeddings": fields.EMBEDDINGS}
+_PROMPTS = {"chat": "messages", "completions": "prompt", "embeddings": "input"}
 
 
 @dataclass(slots=True)
 class Ask:
-    """One request. `body` is what the engine is sent, but for `max_tokens`, which admission decides."""
+    """One request. `body` is what the engine is sent, but for `max_tokens`, which admission decides.
+
+    Where nothing is generated, `max_tokens` is 0.
+    """
 
     endpoint: Endpoint
     body: dict[str, Any]
@@ -43,13 +49,17 @@ class Ask:
 
     @property
     def prompt_param(self) -> str:
-        return "messages" if self.endpoint == "chat" else "prompt"
+        return _PROMPTS[self.endpoint]
+
+    @property
+    def prompt(self) -> Any:
+        return self.body[self.prompt_param]
 
 
 def read(content: bytes, endpoint: Endpoint) -> Ask:
     """Return what a body asks for. Raises BadRequest naming the field that is wrong."""
     body = _decode(content)
-    checks = fields.CHAT if endpoint == "chat" else fields.COMPLETIONS
+    checks = _CHECKS[endpoint]
     for name in [name for name, value in body.items() if value is None]:
         if name not in checks:
             raise fields.unknown(name)
@@ -62,6 +72,8 @@ def read(content: bytes, endpoint: Endpoint) -> Ask:
     ask = _understand(body, endpoint)
     for name in fields.NOT_FORWARDED & body.keys():
         del body[name]
+    if endpoint == "embeddings":
+        return ask
     body["stream"] = True
     body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
     return ask
@@ -75,7 +87,8 @@ def endpoint_of(content: bytes) -> Endpoint:
 def encode(ask: Ask, max_tokens: int, cache_salt: str | None) -> bytes:
     """Return the body for the engine, which may generate `max_tokens` for each answer."""
     body = ask.body
-    body["max_tokens"] = max_tokens
+    if ask.endpoint != "embeddings":
+        body["max_tokens"] = max_tokens
     if body.get("min_tokens", 0) > max_tokens:
         body["min_tokens"] = max_tokens
     if cache_salt is not None:
@@ -148,6 +161,9 @@ def _understand(body: dict[str, Any], endpoint: Endpoint) -> Ask:
     )
     if ask.max_tokens is not None and body.get("min_tokens", 0) > ask.max_tokens:
         raise fields.wrong_value("min_tokens", "it is more than the tokens that may be generated.")
+    if endpoint == "embeddings":
+        _read_embedding(ask)
+        return ask
     if endpoint == "chat":
         _read_chat(ask)
     else:
@@ -175,10 +191,18 @@ def _read_chat(ask: Ask) -> None:
 def _read_completion(ask: Ask) -> None:
     if "prompt" not in ask.body:
         raise fields.missing("prompt")
-    ask.prompt_tokens, ask.exact = prompts.bounds_of_prompt(ask.body["prompt"])
+    ask.prompt_tokens, ask.exact = prompts.bounds_of_prompt(ask.prompt)
+
+
+def _read_embedding(ask: Ask) -> None:
+    if "input" not in ask.body:
+        raise fields.missing("input")
+    ask.prompt_tokens, ask.exact = prompts.bounds_of_prompt(ask.prompt, "input", MAX_INPUTS)
 
 
 def _max_tokens(body: dict[str, Any], endpoint: Endpoint) -> int | None:
+    if endpoint == "embeddings":
+        return 0
     if endpoint == "completions":
         given: int = body.get("max_tokens", OPENAI_COMPLETION_TOKENS)
         return given

@@ -33,7 +33,11 @@ MAX_COUNTS_AT_ONCE = 8
 READ_BUFFER_BYTES = 256 * 1024
 
 _log = logging.getLogger(__name__)
-_PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+_PATHS = {
+    "chat": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "embeddings": "/v1/embeddings",
+}
 _COUNTED_FIELDS = (
     "messages",
     "tools",
@@ -223,8 +227,8 @@ async def _read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
 
 def _count_bodies(ask: Ask) -> list[bytes]:
     body = ask.body
-    if ask.endpoint == "completions":
-        texts = [body["prompt"]] if isinstance(body["prompt"], str) else body["prompt"]
+    if ask.endpoint != "chat":
+        texts = [ask.prompt] if isinstance(ask.prompt, str) else ask.prompt
         extra = {name: body[name] for name in ("add_special_tokens",) if name in body}
         return [orjson.dumps({"model": ask.model, "prompt": text} | extra) for text in texts]
     sent: dict[str, Any] = {"model": ask.model} | {

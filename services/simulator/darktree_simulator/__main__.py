@@ -42,6 +42,9 @@ def settings_from(arguments: list[str] | None) -> Settings:
     parser.add_argument(
         "--context-length", type=int, help="tokens of a prompt and its answer together (4096)"
     )
+    parser.add_argument(
+        "--embedding-dimensions", type=int, help="embed instead of generating, in so many dimensions"
+    )
     parser.add_argument("--maximum-concurrent-sequences", type=int, help="choices generated at once (256)")
     parser.add_argument("--startup-delay-seconds", type=float, help="answer 503 for so long after the start")
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}

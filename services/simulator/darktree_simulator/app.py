@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from time import monotonic, time
 from typing import Any
@@ -14,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from darktree_simulator import prompts, tokenizer
+from darktree_simulator import embeddings, prompts, tokenizer
 from darktree_simulator.answers import VERSION, Answer, Envelope
 from darktree_simulator.bodies import (
     ChatRequest,
@@ -44,6 +45,7 @@ def make_app(settings: Settings) -> Starlette:
     routes = [
         Route("/v1/chat/completions", lane.chat_completions, methods=["POST"]),
         Route("/v1/completions", lane.completions, methods=["POST"]),
+        Route("/v1/embeddings", lane.embeddings, methods=["POST"]),
         Route("/v1/models", lane.models),
         Route("/tokenize", lane.tokenize, methods=["POST"]),
         Route("/detokenize", lane.detokenize, methods=["POST"]),
@@ -70,7 +72,7 @@ class Lane:
         self._created = int(time())
 
     async def chat_completions(self, request: Request) -> Response:
-        self._refuse_on_fault()
+        self._refuse_on_fault(embeds=False)
         body = parse(ChatRequest, _content_type(request), await _body(request))
         check_request(body)
         self._check_model(body.model)
@@ -80,7 +82,7 @@ class Lane:
         return LiveResponse(self._engine, answer, bool(body.stream), self._faults.current)
 
     async def completions(self, request: Request) -> Response:
-        self._refuse_on_fault()
+        self._refuse_on_fault(embeds=False)
         body = parse(CompletionRequest, _content_type(request), await _body(request))
         check_request(body)
         self._check_model(body.model)
@@ -88,6 +90,26 @@ class Lane:
         envelope = self._envelope("cmpl", request, body, ids)
         answer: Answer = CompletionAnswer(envelope, bool(body.echo), bool(body.echo) and body.max_tokens == 0)
         return LiveResponse(self._engine, answer, bool(body.stream), self._faults.current)
+
+    async def embeddings(self, request: Request) -> Response:
+        self._refuse_on_fault(embeds=True)
+        body = parse(embeddings.EmbeddingRequest, _content_type(request), await _body(request))
+        self._check_model(body.model)
+        ids = embeddings.inputs(body, self._context_length)
+        if self._faults.current.latency_seconds:
+            await asyncio.sleep(self._faults.current.latency_seconds)
+        await self._engine.embed(ids)
+        content = embeddings.answer(
+            body,
+            ids,
+            answer_id=f"embd-{request.headers.get('x-request-id') or uuid.uuid4().hex[:16]}",
+            created=int(time()),
+            model=self._model,
+            size=self._settings.embedding_dimensions,
+        )
+        if self._faults.current.usage_missing:
+            content["usage"] = None
+        return Response(orjson.dumps(content), media_type="application/json")
 
     async def models(self, _: Request) -> Response:
         self._refuse_while_starting()
@@ -165,8 +187,10 @@ class Lane:
             usage_missing=self._faults.current.usage_missing,
         )
 
-    def _refuse_on_fault(self) -> None:
+    def _refuse_on_fault(self, embeds: bool) -> None:
         self._refuse_while_starting()
+        if embeds != bool(self._settings.embedding_dimensions):
+            raise embeddings.not_found()
         status = self._faults.take_error_status()
         if status:
             raise injected(status)

@@ -61,6 +61,13 @@ class Engine:
                 yield steps
         self._count_finished(sequences, monotonic() - arrived)
 
+    async def embed(self, prompts: list[list[int]]) -> None:
+        """Read prompts without generating anything: one turn, which counts them."""
+        async with self._admitted(len(prompts)):
+            await asyncio.sleep(0)
+            self.metrics.prompt_tokens.inc(sum(map(len, prompts)))
+            self.metrics.finished["stop"].inc(len(prompts))
+
     async def _next_turn(self, started: float, done: int) -> int:
         """Wait until a token is due and return how many are."""
         if not self._tokens_per_second:

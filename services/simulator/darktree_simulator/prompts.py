@@ -42,7 +42,7 @@ def completion_prompts(request: CompletionRequest, context_length: int) -> list[
     if prompt == []:
         raise bad_request("You must pass at least one prompt")
     entries: list[Any] = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else list(prompt)
-    return [_ids(entry, context_length) for entry in entries]
+    return [ids_of(entry, context_length) for entry in entries]
 
 
 def encode_within(text: str, context_length: int) -> list[int]:
@@ -71,7 +71,8 @@ def encode(text: str) -> list[int]:
         raise bad_request(message) from None
 
 
-def _ids(entry: str | Sequence[int], context_length: int) -> list[int]:
+def ids_of(entry: str | Sequence[int], context_length: int) -> list[int]:
+    """The ids of one prompt, given as text or as ids. Raises `EngineError`."""
     ids = encode_within(entry, context_length) if isinstance(entry, str) else list(entry)
     if not ids:
         raise bad_request("The decoder prompt cannot be empty")

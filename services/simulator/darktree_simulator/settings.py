@@ -23,6 +23,8 @@ class Settings(BaseSettings):
     """The speed of each choice of each request; 0 is as fast as possible."""
     context_length: int = Field(default=4096, ge=8)
     """The most tokens of a prompt and its answer together."""
+    embedding_dimensions: int = Field(default=0, ge=0)
+    """Embed instead of generating, in so many dimensions, as a vLLM with `--runner pooling`; 0 generates."""
     maximum_concurrent_sequences: int = Field(default=256, ge=1)
     """Choices generated at once; further requests wait, as with vLLM's `--max-num-seqs`."""
     startup_delay_seconds: float = Field(default=0.0, ge=0.0)

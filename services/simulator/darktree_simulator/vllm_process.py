@@ -28,8 +28,12 @@ def vllm_command(
     port: int,
     context_length: int = 1024,
     host: str = "127.0.0.1",
+    *,
+    pooling: bool = False,
 ) -> VllmCommand:
     """The command that serves `model_directory` as `served_model_name` with the vLLM beside `python`.
+
+    With `pooling` it embeds instead of generating.
 
     It is ready when `GET /health` answers 200, and stops its engine process too when it gets SIGTERM.
     """
@@ -51,6 +55,7 @@ def vllm_command(
         # that imports torch.
         "--distributed-executor-backend=uni",
         "--disable-uvicorn-access-log",
+        *(["--runner=pooling"] if pooling else []),
     ]
     env = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
