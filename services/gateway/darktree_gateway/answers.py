@@ -10,7 +10,8 @@ from darktree_gateway.assembly import Assembly
 from darktree_gateway.embeddings import Vectors
 from darktree_gateway.metering import Meter
 from darktree_gateway.requests import Ask
-from darktree_gateway.streaming import Relay
+from darktree_gateway.responses.answer import ResponseAnswer
+from darktree_gateway.streaming import Relay, error_event
 from darktree_kit.errors import ApiError
 
 
@@ -37,4 +38,11 @@ def answer_to(ask: Ask, meter: Meter) -> Answer:
     """Return what answers a request."""
     if ask.endpoint == "embeddings":
         return Vectors(ask, meter)
+    if ask.said is not None:
+        return ResponseAnswer(ask, meter)
     return (Relay if ask.stream else Assembly)(ask, meter)
+
+
+def failing(answer: Answer, error: ApiError) -> bytes:
+    """Return the last bytes of a stream that fails, as its clients understand it."""
+    return answer.failing(error) if isinstance(answer, ResponseAnswer) else error_event(error)

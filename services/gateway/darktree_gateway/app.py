@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from darktree_billing.client import BillingClient
-from darktree_gateway import counting, description, metrics, usage
+from darktree_gateway import counting, description, ledger_api, metrics, usage
 from darktree_gateway.admission import Admission
 from darktree_gateway.auth import Authenticator
 from darktree_gateway.catalog import Prices
@@ -33,6 +33,7 @@ HOT_PATHS: dict[str, Endpoint] = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "completions",
     "/v1/embeddings": "embeddings",
+    "/v1/responses": "responses",
 }
 _PRIVATE_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 _READ_PATHS = ("/v1/models", "/v1/usage", "/v1/credits", "/v1/ledger", "/v1/tokenize")
@@ -55,6 +56,7 @@ def make_app(settings: Settings) -> FastAPI:
         trust_request_id=False,
     )
     app.include_router(usage.router)
+    app.include_router(ledger_api.router)
     app.include_router(counting.router)
     description.describe_completions(app)
     return app
@@ -137,6 +139,7 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         upstream=upstream,
         separate_prefix_caches=settings.separate_prefix_caches,
         access_log=settings.access_log,
+        keep_alive_seconds=settings.keep_alive_seconds,
     )
 
     metrics.HOLDS.set_function(lambda: len(metering.running))

@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from darktree_gateway import fields
+from darktree_gateway import fields, requests
 from darktree_kit.openapi import refusals
 
 _REFUSALS = (400, 401, 403, 404, 413, 429, 503)
@@ -30,6 +30,7 @@ def describe_completions(app: FastAPI) -> None:
         schema["paths"] |= {
             "/v1/chat/completions": {"post": _operation("Answer a chat", "messages", fields.CHAT)},
             "/v1/completions": {"post": _operation("Complete a prompt", "prompt", fields.COMPLETIONS)},
+            "/v1/responses": {"post": _operation("Make a response", "input", requests.CHECKS["responses"])},
             "/v1/embeddings": {"post": _operation("Embed texts", "input", fields.EMBEDDINGS)},
         }
         return schema

@@ -174,7 +174,8 @@ def of_engine(status: int, error: Any, *, model: str, prompt_param: str) -> ApiE
     if status in {400, 413, 422, 501}:
         if "context length" in message:
             return ContextLengthExceeded(message, param=prompt_param)
-        return BadRequest(message, param=param if isinstance(param, str) else None, code="invalid_value")
+        place = param.removeprefix("body.") if isinstance(param, str) else None
+        return BadRequest(message, param=place, code="invalid_value")
     return EngineError()
 
 

@@ -8,13 +8,13 @@ from starlette.types import Receive, Scope, Send
 
 from darktree_gateway import metrics, requests
 from darktree_gateway.admission import Admitted, Headers, limit_headers
-from darktree_gateway.answers import answer_to
+from darktree_gateway.answers import answer_to, failing
 from darktree_gateway.errors import EngineError, MeteringUnavailable
+from darktree_gateway.keep_alive import KeepAlive
 from darktree_gateway.lanes import Lane
 from darktree_gateway.metering import Meter, Metering, Outcome
 from darktree_gateway.record import CLIENT_LEFT_STATUS, OK, Record
 from darktree_gateway.requests import Ask
-from darktree_gateway.streaming import error_event
 from darktree_gateway.upstream import Generation, Upstream
 from darktree_gateway.watch import ClientLeft, Watch
 from darktree_kit.errors import ApiError
@@ -39,6 +39,7 @@ class Exchange:
         admitted: Admitted,
         cache_salt: str | None,
         record: Record,
+        keep_alive_seconds: float,
     ) -> None:
         self._metering = metering
         self._upstream = upstream
@@ -47,6 +48,7 @@ class Exchange:
         self._admitted = admitted
         self._cache_salt = cache_salt
         self._record = record
+        self._keep_alive_seconds = keep_alive_seconds if ask.stream else 0
         self._meter = Meter(ask.answers_per_prompt)
         self._answer = answer_to(ask, self._meter)
         self._started = False
@@ -109,15 +111,20 @@ class Exchange:
     async def _relay(self, generation: Generation) -> None:
         answer = self._answer
         first = True
-        while data := await generation.read():
-            if first:
-                self._record.end_phase()
-                first = False
-            if out := answer.feed(data):
-                await self._start(self._admitted.account)
-                await self._send({"type": "http.response.body", "body": out, "more_body": True})
-            if answer.done or answer.error is not None:
-                return
+        with KeepAlive(self._keep_alive_seconds, self._send_part) as alive:
+            while data := await generation.read():
+                if first:
+                    self._record.end_phase()
+                    first = False
+                if out := answer.feed(data):
+                    alive.sent()
+                    await self._send_part(out)
+                if answer.done or answer.error is not None:
+                    return
+
+    async def _send_part(self, part: bytes) -> None:
+        await self._start(self._admitted.account)
+        await self._send({"type": "http.response.body", "body": part, "more_body": True})
 
     async def _fail(self, error: ApiError) -> None:
         if isinstance(error, EngineError):
@@ -131,7 +138,7 @@ class Exchange:
             raise error
         self._record.refused(error)
         self._record.status = 200  # as it was when it began
-        await self._send({"type": "http.response.body", "body": error_event(error)})
+        await self._send({"type": "http.response.body", "body": failing(self._answer, error)})
 
     async def _settle_what_left(self) -> Result | None:
         """Charge what was delivered; a plain answer is delivered whole or not at all."""

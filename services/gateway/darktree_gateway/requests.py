@@ -4,12 +4,14 @@ The decoded body becomes the engine's: fields that only the gateway understands 
 always told to stream with usage on every event, because then it is known at any moment what was generated.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import orjson
 
-from darktree_gateway import fields, prompts
+from darktree_gateway import constraints, fields, prompts
+from darktree_gateway.responses import request as responses
 from darktree_kit.errors import ApiError, BadRequest, TooLarge
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
@@ -19,8 +21,13 @@ MAX_DEPTH = 254  # what orjson writes
 MAX_MODEL_LENGTH = 256
 OPENAI_COMPLETION_TOKENS = 16  # what /v1/completions generates when nothing is said
 
-Endpoint = Literal["chat", "completions", "embeddings"]
-_CHECKS = {"chat": fields.CHAT, "completions": fields.COMPLETIONS, "embeddings": fields.EMBEDDINGS}
+Endpoint = Literal["chat", "completions", "embeddings", "responses"]
+CHECKS: dict[Endpoint, Mapping[str, fields.Check]] = {
+    "chat": fields.CHAT,
+    "completions": fields.COMPLETIONS,
+    "embeddings": fields.EMBEDDINGS,
+    "responses": responses.CHECKS,
+}
 _PROMPTS = {"chat": "messages", "completions": "prompt", "embeddings": "input"}
 
 
@@ -31,7 +38,7 @@ class Ask:
     Where nothing is generated, `max_tokens` is 0.
     """
 
-    endpoint: Endpoint
+    endpoint: Endpoint  # of the engine: a response is asked of it as a chat
     body: dict[str, Any]
     model: str
     stream: bool
@@ -42,6 +49,7 @@ class Ask:
     prompt_tokens: list[int] = field(default_factory=list)  # of each prompt: a bound, or a count if `exact`
     exact: bool = False
     must_count: bool = False  # nothing is known of how it renders: the bound means nothing
+    said: dict[str, Any] | None = None  # of a response: what it says again of its request
 
     @property
     def answers(self) -> int:
@@ -49,17 +57,18 @@ class Ask:
 
     @property
     def prompt_param(self) -> str:
-        return _PROMPTS[self.endpoint]
+        """The field that has the prompt, as the customer calls it."""
+        return "input" if self.said is not None else _PROMPTS[self.endpoint]
 
     @property
     def prompt(self) -> Any:
-        return self.body[self.prompt_param]
+        return self.body[_PROMPTS[self.endpoint]]
 
 
 def read(content: bytes, endpoint: Endpoint) -> Ask:
     """Return what a body asks for. Raises BadRequest naming the field that is wrong."""
     body = _decode(content)
-    checks = _CHECKS[endpoint]
+    checks = CHECKS[endpoint]
     for name in [name for name, value in body.items() if value is None]:
         if name not in checks:
             raise fields.unknown(name)
@@ -69,7 +78,12 @@ def read(content: bytes, endpoint: Endpoint) -> Ask:
         if check is None:
             raise fields.unknown(name)
         check(name, value)
+    said = None
+    if endpoint == "responses":
+        body, said = responses.as_chat(body)
+        endpoint = "chat"
     ask = _understand(body, endpoint)
+    ask.said = said
     for name in fields.NOT_FORWARDED & body.keys():
         del body[name]
     if endpoint == "embeddings":
@@ -164,6 +178,7 @@ def _understand(body: dict[str, Any], endpoint: Endpoint) -> Ask:
     if endpoint == "embeddings":
         _read_embedding(ask)
         return ask
+    constraints.check(body)
     if endpoint == "chat":
         _read_chat(ask)
     else:

@@ -38,6 +38,7 @@ class Service:
     upstream: Upstream
     separate_prefix_caches: bool
     access_log: bool
+    keep_alive_seconds: float
 
     async def serve(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request for a completion. Raises the ApiError that refuses it."""
@@ -76,7 +77,9 @@ class Service:
         record.end_phase()
         record.entry_id = str(admitted.held.entry_id)
         salt = caller.customer_id if self.separate_prefix_caches else None
-        exchange = Exchange(self.metering, self.upstream, ask, lane, admitted, salt, record)
+        exchange = Exchange(
+            self.metering, self.upstream, ask, lane, admitted, salt, record, self.keep_alive_seconds
+        )
         in_flight = metrics.of_lane(lane.name).in_flight
         in_flight.inc()
         try:

@@ -1,11 +1,10 @@
-"""What customers may read: the models they are served, what they have left, every charge, and what proves it."""
+"""What customers may read: the models they are served, what they have left, and every charge."""
 
 from datetime import date, datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request
-from fastapi.responses import PlainTextResponse, Response
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, Field
 
@@ -16,10 +15,8 @@ from darktree_kit.errors import ApiError, BadRequest, NotFound
 from darktree_kit.ids import parse_request_id, request_id_of
 from darktree_kit.money import format_dollars
 from darktree_kit.openapi import refusals
-from darktree_ledger.client import LedgerClient
 from darktree_ledger.errors import UnknownCustomer
-from darktree_ledger.merkle import MAX_SIZE
-from darktree_ledger.receipts import ConsistencyProof, LogKeyView, Receipt
+from darktree_ledger.receipts import Receipt
 from darktree_ledger.schemas import EntryView
 
 MAX_PAGE = 1_000
@@ -37,7 +34,6 @@ async def caller_of(request: Request) -> Caller:
 
 
 _Caller = Annotated[Caller, Depends(caller_of)]
-_Size = Annotated[int, Query(ge=1, le=MAX_SIZE)]
 _BEARER = HTTPBearer(auto_error=False, description="An API key. It is checked by the gateway itself.")
 router = APIRouter(
     prefix="/v1",
@@ -138,7 +134,7 @@ async def show_credits(request: Request, caller: _Caller) -> Credits:
     try:
         account = await request.app.state.service.metering.ledger.account(caller.customer_id)
     except ApiError as error:
-        raise _unless_known(error) from error
+        raise unless_known(error) from error
     left = account.cap_tokens - account.day_tokens - account.day_held_tokens
     return Credits(
         customer_id=account.customer_id,
@@ -168,7 +164,7 @@ async def list_usage(
     try:
         page = await ledger.entries(caller.customer_id, limit=limit, after=after, kind="usage")
     except ApiError as error:
-        raise _unless_known(error) from error
+        raise unless_known(error) from error
     return ChargePage(data=[_charge(entry) for entry in page.data], next=page.next)
 
 
@@ -186,50 +182,8 @@ async def show_usage(request: Request, caller: _Caller, request_id: str) -> Prov
             raise NotFound("No charge has this request id.", param="request_id")
         receipt = await ledger.receipt(caller.customer_id, entry.seq)
     except ApiError as error:
-        raise _unless_known(error) from error
+        raise unless_known(error) from error
     return ProvenCharge(**dict(_charge(entry)), receipt=receipt)
-
-
-@router.get(
-    "/ledger/checkpoint",
-    summary="Show the ledger's newest checkpoint",
-    response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
-)
-async def show_checkpoint(
-    request: Request,
-    caller: _Caller,
-    size: Annotated[int | None, Query(ge=1, le=MAX_SIZE, description="Of a log of so many entries.")] = None,
-) -> PlainTextResponse:
-    """Return a signed note: keep it, and later ask whether the ledger still begins with what it covers."""
-    try:
-        return PlainTextResponse(await _ledger_of(request, caller).checkpoint(size))
-    except ApiError as error:
-        raise _unless_known(error) from error
-
-
-@router.get("/ledger/consistency", summary="Prove that one checkpoint's log is the beginning of another's")
-async def prove_consistency(
-    request: Request, caller: _Caller, first: _Size, second: _Size
-) -> ConsistencyProof:
-    try:
-        return await _ledger_of(request, caller).consistency(first, second)
-    except ApiError as error:
-        raise _unless_known(error) from error
-
-
-@router.get("/ledger/keys", summary="List the keys that sign the ledger's checkpoints, oldest first")
-async def list_keys(request: Request, caller: _Caller) -> list[LogKeyView]:
-    try:
-        return await _ledger_of(request, caller).log_keys()
-    except ApiError as error:
-        raise _unless_known(error) from error
-
-
-def _ledger_of(request: Request, caller: Caller) -> LedgerClient:
-    """Return the ledger whose log has the caller's entries."""
-    service: Service = request.app.state.service
-    return service.metering.ledger.of(caller.customer_id)
 
 
 def _card(service: Service, caller: Caller, model_id: str) -> ModelCard | None:
@@ -262,7 +216,7 @@ def _charge(entry: EntryView) -> Charge:
     )
 
 
-def _unless_known(error: ApiError) -> ApiError:
+def unless_known(error: ApiError) -> ApiError:
     """Return the ledger's refusal where it is the customer's to mend, else that metering is away."""
     if error.answer_status == 400:
         return BadRequest(error.message, param=error.param, code=error.answer_code or "invalid_value")
