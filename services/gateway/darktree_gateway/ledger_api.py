@@ -156,8 +156,8 @@ def _shown(entry: EntryView) -> dict[str, object]:
     said = entry.model_dump(
         include={
             "seq", "entry_id", "kind", "amount_nanos", "debit_account", "credit_account", "balance_after_nanos",
-            "model", "lane", "key_id", "prompt_tokens", "completion_tokens", "outcome", "usage_day", "reason", "reference",
-            "recorded_at", "hash",
+            "model", "lane", "key_id", "prompt_tokens", "completion_tokens", "outcome", "usage_day",
+            "reason", "reference", "recorded_at", "hash",
         }
     )  # fmt: skip
     return said | {

@@ -49,7 +49,9 @@ class Settings(ServiceSettings):
     hold_ttl_seconds: int = Field(60, ge=3, le=3600, description="A hold's life between renewals.")
     engine_idle_seconds: float = Field(300.0, gt=0, description="An engine silent for so long has failed.")
     keep_alive_seconds: float = Field(
-        15.0, ge=0, description="A stream silent for so long is sent a comment, which clients ignore; 0 never."
+        15.0,
+        ge=0,
+        description="A stream silent for so long is sent a comment, which clients ignore; 0 never.",
     )
     request_seconds: float = Field(3600.0, gt=0, description="The longest that one request may run.")
     shutdown_seconds: int = Field(
