@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 PIP_INSTALL := $(PIP) install
-LOCK := uv pip compile pyproject.toml --generate-hashes --no-header --no-annotate --universal --python-version 3.11
+LOCK := uv pip compile --generate-hashes --no-header --no-annotate --universal --python-version 3.11
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE ?= darktree:$(VERSION)
 BUILDER ?= $(firstword $(notdir $(shell command -v docker podman buildah)))
@@ -63,8 +63,13 @@ vectors: install ## Write docs/ledger-vectors.json: examples of the ledger's for
 vllm: ## Make .venv-vllm, a real vLLM for a CPU (large: PyTorch comes with it)
 	bash scripts/vllm-install.sh
 
-clients: ## Install OpenAI's library for Node, which its tests drive (needs npm)
+clients: ## Install others' clients, which tests drive: OpenAI's for Node (needs npm), LangChain's, LlamaIndex's
 	npm ci --prefix tests/clients --ignore-scripts --no-audit --no-fund
+	@cmp --silent tests/clients/requirements.txt .venv-clients/.installed || { \
+		$(PYTHON) -m venv --clear .venv-clients && echo '*' > .venv-clients/.gitignore \
+		&& .venv-clients/bin/python -m pip install --quiet --quiet --disable-pip-version-check \
+			--require-hashes --no-deps --requirement tests/clients/requirements.txt \
+		&& cp tests/clients/requirements.txt .venv-clients/.installed; }
 
 kube: install ## Fetch helm and kubectl into build/bin, for the chart's tests
 	$(BIN)/python scripts/kube_clients.py build/bin
@@ -79,9 +84,10 @@ sbom: install ## Write build/sbom.json: everything in the image, as CycloneDX, f
 e2e: install kube ## Run the story on the cluster that KUBECONFIG names (docs/install.md says what it needs)
 	bash scripts/e2e.sh $(ARGS)
 
-lock: ## Regenerate requirements.lock and the part of it that the image has (needs uv)
-	$(LOCK) --extra dev -o requirements.lock
-	$(LOCK) --constraint requirements.lock -o requirements.image.lock
+lock: ## Regenerate requirements.lock, the part of it that the image has, and the clients' (needs uv)
+	$(LOCK) pyproject.toml --extra dev -o requirements.lock
+	$(LOCK) pyproject.toml --constraint requirements.lock -o requirements.image.lock
+	$(LOCK) tests/clients/requirements.in -o tests/clients/requirements.txt
 
 clean: ## Remove the environment and every cache; not data
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .schemathesis

@@ -39,6 +39,7 @@ ADMIN_TOKEN = "admin-token-of-the-tests"
 MODEL = "qwen25-14b-awq"
 SCRIPTED_MODEL = "qwen25-32b-awq"
 CONTEXT_LENGTH = 4096
+OBLIGING_PROMPT_TOKENS = 10
 PAUSE = "the engine waits for the test to say `go`"
 DEADLINE_SECONDS = 10.0
 
@@ -181,6 +182,68 @@ class ScriptedEngine:
             raise
 
 
+class ObligingEngine:
+    """An engine that does what a request asks for: calls its tool, keeps to its form, fails once, or says Oslo."""
+
+    def __init__(self) -> None:
+        self.failed: set[str] = set()
+
+    def app(self) -> Starlette:
+        async def generate(request: Request) -> Response:
+            body = orjson.loads(await request.body())
+            last = body["messages"][-1]
+            asked = str(last["content"])
+            if "fail" in asked and asked not in self.failed:
+                self.failed.add(asked)
+                return Response(b"{}", 500)
+            return StreamingResponse(_events_of(body, last), media_type="text/event-stream")
+
+        async def tokenize(_: Request) -> Response:
+            return Response(orjson.dumps({"count": OBLIGING_PROMPT_TOKENS, "max_model_len": CONTEXT_LENGTH}))
+
+        return Starlette(
+            routes=[
+                Route("/v1/chat/completions", generate, methods=["POST"]),
+                Route("/tokenize", tokenize, methods=["POST"]),
+            ]
+        )
+
+
+async def _events_of(body: dict[str, Any], last: dict[str, Any]) -> AsyncIterator[bytes]:
+    deltas: list[dict[str, Any]] = [{"content": "Os"}, {"content": "lo"}]
+    finish_reason = "stop"
+    if body.get("tools") and body.get("tool_choice") != "none" and last["role"] == "user":
+        named: dict[str, Any] = {
+            "id": "call_1",
+            "type": "function",
+            "function": {"name": "weather", "arguments": ""},
+        }
+        pieces = [named, *({"function": {"arguments": text}} for text in ('{"city"', ': "Oslo"}'))]
+        deltas = [{"tool_calls": [{"index": 0} | piece]} for piece in pieces]
+        finish_reason = "tool_calls"
+    elif (body.get("response_format") or {}).get("type") in {"json_schema", "json_object"}:
+        deltas = [{"content": '{"city": '}, {"content": '"Oslo"}'}]
+    chunk: dict[str, Any] = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": body["model"],
+    }
+    steps = [{"role": "assistant", "content": ""}, *deltas]
+    for used, delta in enumerate(steps):
+        choice: dict[str, Any] = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+        if used == len(steps) - 1:
+            choice["finish_reason"] = finish_reason
+        event = chunk | {"choices": [choice], "usage": _usage(OBLIGING_PROMPT_TOKENS, used)}
+        yield b"data: " + orjson.dumps(event) + b"\n\n"
+    whole = chunk | {"choices": [], "usage": _usage(OBLIGING_PROMPT_TOKENS, len(deltas))}
+    yield b"data: " + orjson.dumps(whole) + b"\n\ndata: [DONE]\n\n"
+
+
+def _usage(prompt: int, completion: int) -> dict[str, int]:
+    return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
+
+
 @dataclass
 class Customer:
     id: str
@@ -279,6 +342,21 @@ class Platform:
             "SELECT count(*) FROM ledger.hold WHERE customer_id = %s AND state = 'open'", customer_id
         )
         return int(rows[0][0])
+
+    def serve_model(self, model: str, app: ASGIApp, *, context_tokens: int = CONTEXT_LENGTH) -> str:
+        """Serve one more model, $0.02 a thousand tokens, until the platform ends; returns its engine's address."""
+        url = self.stack.enter_context(self.serving(app))
+        plans = yaml.safe_load(self.plans_file.read_text())
+        price = {f"{kind}_price_per_thousand": "0.02" for kind in ("prompt", "completion")}
+        known = {"id": model, "display_name": model, "default_completion_tokens": 64}
+        plans["models"].append(known | price | {"released": plans["models"][0]["released"]})
+        self.plans_file.write_text(yaml.safe_dump(plans))
+        document = lane(model, model, url)
+        document["spec"]["engine"]["contextLength"] = context_tokens
+        self.lanes_file.write_text(self.lanes_file.read_text() + "---\n" + yaml.safe_dump(document))
+        client = self.customer().client
+        until(lambda: client.get(f"/v1/models/{model}").status_code == 200, "the model is served")
+        return url
 
     def another_gateway(self, **changes: Any) -> str:
         """Serve another gateway, with other settings, until the platform ends; returns its address."""
@@ -413,6 +491,12 @@ def engine(platform: Platform) -> ScriptedEngine:
     platform.engine.left = 0
     platform.engine.say("[DONE]")
     return platform.engine
+
+
+@pytest.fixture(scope="session")
+def obliging_engine() -> Callable[[], ASGIApp]:
+    """Makes engines that do what they are asked."""
+    return lambda: ObligingEngine().app()
 
 
 @pytest.fixture(scope="session")

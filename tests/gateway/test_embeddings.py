@@ -2,13 +2,10 @@
 
 import base64
 import struct
-from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from darktree_gateway.requests import MAX_INPUTS
 from darktree_simulator.app import make_app
@@ -22,33 +19,13 @@ PRICE_NANOS = 20_000
 
 
 @pytest.fixture(scope="module")
-def embedder(platform: Any, make_lane: Any, eventually: Any) -> Iterator[str]:
-    """A lane that embeds, beside those that generate; yields the address of its engine."""
+def embedder(platform: Any) -> str:
+    """A lane that embeds, beside those that generate; the address of its engine."""
     app = make_app(
         Settings(models=[EMBEDDER], context_length=CONTEXT_TOKENS, embedding_dimensions=DIMENSIONS)
     )
-    with ExitStack() as stack:
-        url = stack.enter_context(platform.serving(app))
-        plans = yaml.safe_load(platform.plans_file.read_text())
-        plans["models"].append(
-            {
-                "id": EMBEDDER,
-                "display_name": "An embedder",
-                "prompt_price_per_thousand": "0.02",
-                "completion_price_per_thousand": "0.02",
-                "default_completion_tokens": 1,
-                "released": plans["models"][0]["released"],
-            }
-        )
-        platform.plans_file.write_text(yaml.safe_dump(plans))
-        document = make_lane("embedding", EMBEDDER, url)
-        document["spec"]["engine"]["contextLength"] = CONTEXT_TOKENS
-        lanes = platform.lanes_file.read_text()
-        platform.lanes_file.write_text(lanes + "---\n" + yaml.safe_dump(document))
-        key = {"Authorization": f"Bearer {platform.customer().key}"}
-        card = f"{platform.gateway_url}/v1/models/{EMBEDDER}"
-        eventually(lambda: httpx.get(card, headers=key).status_code == 200, "the lane is served")
-        yield url
+    url: str = platform.serve_model(EMBEDDER, app, context_tokens=CONTEXT_TOKENS)
+    return url
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""A real vLLM on the CPU beside a simulator, both with the same tokenizer, model name and context."""
+"""A real vLLM on the CPU beside a simulator, both with the same tokenizer, model name and context; and before each of
+them a real gateway, with the real ledger and billing behind it.
+"""
 
 import json
 import os
@@ -8,14 +10,24 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import yaml
+from pydantic import SecretStr
+from starlette.types import ASGIApp
 
+from darktree_billing.app import make_app as make_billing_app
+from darktree_billing.settings import Settings as BillingSettings
+from darktree_gateway.app import make_app as make_gateway_app
+from darktree_gateway.settings import Settings as GatewaySettings
 from darktree_simulator import tiny_model
 from darktree_simulator.vllm_process import vllm_command
 
@@ -27,6 +39,29 @@ START_TIMEOUT_SECONDS = 240
 IDLE_TIMEOUT_SECONDS = 20
 POLL_SECONDS = 0.05
 PACED_TOKENS_PER_SECOND = 50.0
+DEADLINE_SECONDS = 20.0
+
+ENGINES, EMBEDDERS = ["simulator", "vllm_engine"], ["simulated_embedder", "vllm_embedder"]
+ADMIN_TOKEN = "admin-token-of-the-tests"
+DEFAULT_COMPLETION_TOKENS = 64
+ENGINE_TOKENS, METERED_TOKENS = "darktree_lane_engine_tokens", "darktree_lane_metered_tokens_total"
+PROMPTS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hello"}], "ignore_eos": True},
+    "/v1/completions": {"prompt": "hello", "ignore_eos": True},
+    "/v1/responses": {"input": "hello", "ignore_eos": True},
+    "/v1/embeddings": {"input": "hello"},
+}
+
+Serving = Callable[[ASGIApp], AbstractContextManager[str]]
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    """Return the first true value of a condition, asked until a deadline."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not in time: {what}"
+        time.sleep(POLL_SECONDS)
+    return value
 
 
 @dataclass(frozen=True)
@@ -58,14 +93,33 @@ class ServedEngine:
 @pytest.fixture(scope="session")
 def vllm_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedEngine]:
     """A real vLLM; starting it takes half a minute."""
+    with _vllm(tmp_path_factory.mktemp("vllm")) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def vllm_embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedEngine]:
+    """A real vLLM that embeds with the same model."""
+    with _vllm(tmp_path_factory.mktemp("vllm-embedder"), pooling=True) as engine:
+        yield engine
+
+
+@contextmanager
+def _vllm(folder: Path, *, pooling: bool = False) -> Iterator[ServedEngine]:
     if not VLLM_PYTHON.exists():
         pytest.skip('there is no real vLLM here: run "make vllm"')
-    folder = tmp_path_factory.mktemp("vllm")
     script = str(tiny_model.__file__)
     subprocess.run([VLLM_PYTHON, script, folder / "model"], check=True, capture_output=True)
     port = _free_port()
-    command = vllm_command(VLLM_PYTHON, folder / "model", MODEL, port, CONTEXT_LENGTH)
+    command = vllm_command(VLLM_PYTHON, folder / "model", MODEL, port, CONTEXT_LENGTH, pooling=pooling)
     with _started(command.argv, command.env, port, folder / "log") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def simulated_embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedEngine]:
+    words = ["--embedding-dimensions", str(tiny_model.HIDDEN_SIZE)]
+    with _simulator(0.0, tmp_path_factory.mktemp("embedder"), *words) as engine:
         yield engine
 
 
@@ -84,10 +138,10 @@ def paced_simulator(tmp_path: Path) -> Iterator[ServedEngine]:
 
 
 @contextmanager
-def _simulator(tokens_per_second: float, folder: Path) -> Iterator[ServedEngine]:
+def _simulator(tokens_per_second: float, folder: Path, *words: str) -> Iterator[ServedEngine]:
     port = _free_port()
     argv = [sys.executable, "-m", "darktree_simulator", "--model", MODEL, "--port", str(port)]
-    argv += ["--context-length", str(CONTEXT_LENGTH), "--tokens-per-second", str(tokens_per_second)]
+    argv += ["--context-length", str(CONTEXT_LENGTH), "--tokens-per-second", str(tokens_per_second), *words]
     with _started(argv, {}, port, folder / "log") as engine:
         yield engine
 
@@ -178,3 +232,195 @@ class Tap:
 def make_tap() -> Callable[[str], Tap]:
     """Taps the connections to an engine."""
     return Tap
+
+
+@dataclass
+class Services:
+    """A ledger and a billing; gateways are added, each with its own lane."""
+
+    ledger_url: str
+    billing_url: str
+    token: str
+    folder: Path
+    http: httpx.Client = field(repr=False)
+    serving: Serving = field(repr=False)
+    tap: Callable[[str], Any] = field(repr=False)
+
+    def gateway(self, engine: Any, lane: str, stack: ExitStack) -> "Metered":
+        """Serve a gateway with one lane, whose engine is behind a tap."""
+        tap = self.tap(engine.base_url)
+        stack.callback(tap.close)
+        folder = self.folder / uuid.uuid4().hex
+        folder.mkdir()
+        document = {
+            "kind": "InferenceLane",
+            "metadata": {"name": lane},
+            "spec": {
+                "tier": "Standard",
+                "model": {"servedName": MODEL},
+                "engine": {"kind": "VLLM", "contextLength": engine.context_length},
+            },
+            "status": {"endpoints": [{"url": tap.url}]},
+        }
+        (folder / "lanes.yaml").write_text(yaml.safe_dump(document))
+        settings = GatewaySettings(
+            ledger_url=self.ledger_url,
+            ledger_token=SecretStr(self.token),
+            billing_url=self.billing_url,
+            billing_token=SecretStr(self.token),
+            lanes_file=folder / "lanes.yaml",
+            journal_dir=folder / "journal",
+            in_flight_wait_seconds=0.0,
+            engine_metrics_interval_seconds=0.1,
+        )
+        url = stack.enter_context(self.serving(make_gateway_app(settings)))
+        until(lambda: self.http.get(f"{url}/readyz").status_code == 200, "the gateway is ready")
+        return Metered(self, engine, tap, lane, url)
+
+
+@dataclass
+class Metered:
+    """A gateway before one engine."""
+
+    services: Services
+    engine: Any
+    tap: Any
+    lane: str
+    url: str
+
+    def counters(self) -> tuple[int, int]:
+        """(prompt tokens, generation tokens) that the engine itself has counted, once nothing runs in it any more."""
+
+        def idle() -> str | None:
+            text = self.services.http.get(f"{self.engine.base_url}/metrics").text
+            busy = (_metric(text, f"vllm:num_requests_{state}") for state in ("running", "waiting"))
+            return None if any(busy) else text
+
+        text: str = until(idle, "the engine is idle")
+        return _metric(text, "vllm:prompt_tokens_total"), _metric(text, "vllm:generation_tokens_total")
+
+    def customer(self, *, cap_tokens: int = 10_000_000, dollars: str = "1000") -> "Customer":
+        name = f"c-{uuid.uuid4().hex[:12]}"
+
+        def admin(method: str, path: str, body: Any) -> Any:
+            headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+            url = f"{self.services.billing_url}/admin/customers{path}"
+            answer = self.services.http.request(method, url, headers=headers, json=body)
+            assert answer.status_code < 400, answer.text
+            return answer.json()
+
+        admin("POST", "", {"id": name, "name": "A customer", "plan": "solo"})
+        admin("PUT", f"/{name}/cap", {"cap_tokens": cap_tokens})
+        admin("POST", f"/{name}/grants", {"dollars": dollars, "reason": "for the test"})
+        key = admin("POST", f"/{name}/keys", {})["key"]
+        return Customer(name, key, self)
+
+    def metric(self, name: str, kind: str) -> int:
+        text = self.services.http.get(f"{self.url}/metrics").text
+        endpoint = f'endpoint="{self.tap.url}",' if name == ENGINE_TOKENS else ""
+        sample = rf'^{name}\{{{endpoint}kind="{kind}",lane="{self.lane}"\}} (\S+)$'
+        return sum(int(float(value)) for value in re.findall(sample, text, re.MULTILINE))
+
+    def metered(self) -> tuple[int, int]:
+        return self.metric(METERED_TOKENS, "prompt"), self.metric(METERED_TOKENS, "completion")
+
+
+@dataclass
+class Customer:
+    id: str
+    key: str
+    metered: Metered = field(repr=False)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+    def ask(self, path: str, **body: Any) -> httpx.Response:
+        url = self.metered.url + path
+        return self.metered.services.http.post(
+            url, json={"model": MODEL} | PROMPTS[path] | body, headers=self.headers
+        )
+
+    def charges(self) -> list[dict[str, Any]]:
+        answer = self.metered.services.http.get(f"{self.metered.url}/v1/usage", headers=self.headers)
+        assert answer.status_code == 200, answer.text
+        found: list[dict[str, Any]] = answer.json()["data"]
+        return found
+
+    def account(self) -> dict[str, Any]:
+        services = self.metered.services
+        headers = {"Authorization": f"Bearer {services.token}"}
+        url = f"{services.ledger_url}/v1/accounts/{self.id}"
+        found: dict[str, Any] = services.http.get(url, headers=headers).json()
+        return found
+
+    def settled(self) -> dict[str, Any]:
+        """Return the account once nothing is held."""
+        until(lambda: self.account()["open_holds"] == 0, "no hold is left")
+        return self.account()
+
+
+@pytest.fixture(scope="module")
+def services(
+    make_database: Callable[[], Any],
+    make_ledger_service: Callable[[Any], AbstractContextManager[str]],
+    serving_context: Serving,
+    gateway_token: str,
+    billing_token: str,
+    make_tap: Callable[[str], Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Services]:
+    folder = tmp_path_factory.mktemp("metering")
+    plan = {"id": "solo", "display_name": "Solo", "price": "50", "default_cap_tokens": 2000}
+    price = {"prompt_price_per_thousand": "0.75", "completion_price_per_thousand": "0.75"}
+    model: dict[str, Any] = {
+        "id": MODEL,
+        "display_name": MODEL,
+        "default_completion_tokens": DEFAULT_COMPLETION_TOKENS,
+    }
+    model["released"] = date(2024, 9, 19)
+    (folder / "plans.yaml").write_text(yaml.safe_dump({"plans": [plan], "models": [model | price]}))
+    database = make_database()
+    with ExitStack() as stack:
+        ledger_url = stack.enter_context(make_ledger_service(database))
+        billing = make_billing_app(
+            BillingSettings(
+                database_url=SecretStr(database.url_as("darktree_billing")),
+                ledger_url=ledger_url,
+                ledger_token=SecretStr(billing_token),
+                gateway_token=SecretStr(gateway_token),
+                admin_token=SecretStr(ADMIN_TOKEN),
+                key_pepper=SecretStr("a pepper that only the tests know"),
+                plans_file=folder / "plans.yaml",
+            )
+        )
+        billing_url = stack.enter_context(serving_context(billing))
+        http = stack.enter_context(httpx.Client(timeout=60))
+        yield Services(ledger_url, billing_url, gateway_token, folder, http, serving_context, make_tap)
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def metered(request: pytest.FixtureRequest, services: Services) -> Iterator[Metered]:
+    """A gateway before the simulator, and then one before a real vLLM."""
+    with ExitStack() as stack:
+        yield services.gateway(request.getfixturevalue(request.param), request.param, stack)
+
+
+@pytest.fixture(params=ENGINES)
+def paced(request: pytest.FixtureRequest, services: Services) -> Iterator[Metered]:
+    """A gateway before an engine that makes one token at a time: vLLM, or the simulator at a set speed."""
+    name = "paced_simulator" if request.param == "simulator" else request.param
+    with ExitStack() as stack:
+        yield services.gateway(request.getfixturevalue(name), name, stack)
+
+
+@pytest.fixture
+def customer(metered: Metered) -> Customer:
+    return metered.customer()
+
+
+@pytest.fixture(scope="module", params=EMBEDDERS)
+def embedding(request: pytest.FixtureRequest, services: Services) -> Iterator[Metered]:
+    """A gateway before an engine that embeds: the simulator, and then a real vLLM."""
+    with ExitStack() as stack:
+        yield services.gateway(request.getfixturevalue(request.param), request.param, stack)
