@@ -54,7 +54,7 @@ def test_every_entry_is_listed_newest_first_and_adds_up_to_the_balance(user: Any
     spent = sum(entry["amount_nanos"] for entry in entries if entry["kind"] == "usage")
     granted = entries[-1]["amount_nanos"]
     assert granted - spent == entries[0]["balance_after_nanos"] == user.credits()["balance_nanos"]
-    assert (entries[-1]["amount"], entries[-1]["reason"]) == ("$10", "for the test")
+    assert (entries[-1]["amount"], entries[-1]["reason"]) == ("10.00", "for the test")
     charges = user.usage()
     for name in (
         "entry_id",
