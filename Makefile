@@ -12,7 +12,7 @@ IMAGE ?= darktree:$(VERSION)
 BUILDER ?= $(firstword $(notdir $(shell command -v docker podman buildah)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test soak check format bench openapi reference vectors vllm clients kube image sbom e2e lock clean
+.PHONY: help install up test soak check format bench openapi reference dashboards vectors vllm clients kube image sbom e2e lock clean
 
 help: ## Show this help
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z0-9-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ openapi: install ## Write docs/openapi/ from the services' own code
 
 reference: install ## Write docs/reference.md: every setting and metric, from the code
 	$(BIN)/python scripts/reference.py
+
+dashboards: install ## Write charts/darktree/dashboards/ from their one source, dashboards/
+	PYTHONPATH=dashboards $(BIN)/python -m darktree_dashboards charts/darktree/dashboards
 
 vectors: install ## Write docs/ledger-vectors.json: examples of the ledger's format for other verifiers
 	$(BIN)/python scripts/vectors.py

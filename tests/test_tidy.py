@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("operator/", "services/", "cli/")
-CODE = (*PACKAGES, "tests/", "benchmarks/", "scripts/")
+CODE = (*PACKAGES, "tests/", "benchmarks/", "scripts/", "dashboards/")
 MAX_LINES = 400
 MAX_TEST_LINES = 600
 MAX_FUNCTION_LINES = 70

@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 from darktree_billing.client import AdminClient
-from darktree_cli import demo, migrations
+from darktree_cli import demo, migrations, scraping
 from darktree_cli.platform import Plan, Process, Stage
 from darktree_cli.probes import Probes
 from darktree_cli.processes import Supervisor
@@ -58,6 +58,7 @@ class Run:
 
     async def _up(self) -> None:
         self._data.lanes_file.write_text(self._plan.lanes_document)
+        self._data.scraped.write_text(scraping.targets(self._plan.processes))
         # Engines take the longest and need nothing, so they start beside the database.
         self._start(Stage.DATABASE, Stage.ENGINE, Stage.STRIPE)
         await self._until_ready(Stage.DATABASE)

@@ -90,6 +90,7 @@ class DataDir:
         self.books_key = self.path / "books-key"
         self.stripe = self.path / "stripe.json"
         self.mailbox = self.path / "mailbox"
+        self.scraped = self.path / "prometheus.json"
         self._marker = self.path / MARKER_NAME
         self._lock = self.path / "lock"
         self._platform = self.path / "platform.json"

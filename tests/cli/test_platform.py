@@ -17,6 +17,7 @@ from darktree_cli.platform import (
     port_names,
     simulator,
 )
+from darktree_cli.scraping import targets
 from darktree_cli.state import DataDir, Secrets
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -148,3 +149,14 @@ def test_a_role_logs_in_where_the_administrator_does() -> None:
     assert as_role("postgresql://admin:secret@db:5433/money?sslmode=require", "darktree_billing", "x") == (
         "postgresql://darktree_billing:x@db:5433/money?sslmode=require"
     )
+
+
+def test_prometheus_finds_every_process_that_has_metrics_and_engines_with_their_lanes(tmp_path: Path) -> None:
+    planned = planned_with(tmp_path, STAND_IN)
+    found = json.loads(targets(planned.processes))
+    silent = {"stripe"}
+    assert len(found) == len([process for process in planned.processes if process.name not in silent])
+    assert {each["labels"]["part"] for each in found} == {"gateway", "ledger", "sealer", "billing", "lane"}
+    lanes = {each["labels"].get("darktree_dev_lane") for each in found} - {None}
+    assert lanes == {lane.name for lane in read_lanes(EXAMPLES / "lanes")}
+    assert not any("://" in target for each in found for target in each["targets"])
