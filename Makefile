@@ -9,6 +9,7 @@ PIP_INSTALL := $(PIP) install
 LOCK := uv pip compile --generate-hashes --no-header --no-annotate --universal --python-version 3.11
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE ?= darktree:$(VERSION)
+CONTEXT ?= .
 BUILDER ?= $(firstword $(notdir $(shell command -v docker podman buildah)))
 
 .DEFAULT_GOAL := help
@@ -79,7 +80,7 @@ kube: install ## Fetch helm and kubectl into build/bin, for the chart's tests
 
 image: ## Build the image with docker, podman or buildah, whichever is there (IMAGE=darktree:0.1.0)
 	$(BUILDER) $(if $(findstring buildah,$(BUILDER)),build --layers,build) --build-arg VERSION=$(VERSION) \
-		--build-arg REVISION=$(shell git rev-parse HEAD) --tag $(IMAGE) $(ARGS) .
+		--build-arg REVISION=$(shell git rev-parse HEAD) --tag $(IMAGE) $(ARGS) $(CONTEXT)
 
 sbom: install ## Write build/sbom.json: everything in the image, as CycloneDX, from requirements.image.lock
 	$(BIN)/python scripts/sbom.py build/sbom.json

@@ -1,7 +1,7 @@
-"""`darktree postgres`: the embedded Postgres for other pods, over TLS and with a password: for trials on a cluster.
+"""`darktree postgres`: the embedded Postgres for other pods, with a password: for trials on a cluster.
 
-One instance on one volume: it has no replica, and nobody backs it up. What serves customers wants a Postgres that is
-run as one (docs/install.md).
+One instance on one volume: it has no replica, nobody backs it up, and it was built without TLS. What serves customers
+wants a Postgres that is run as one (docs/install.md).
 """
 
 import os
@@ -17,19 +17,15 @@ from darktree_cli.settings import Settings, inherited_environment
 
 DEFAULT_PORT = 5432
 # Trust is for this user alone, over the socket in a folder that nobody else may enter.
-ACCESS_RULES = "local all all trust\nhostssl all all all scram-sha-256\n"
+ACCESS_RULES = "local all all trust\nhost all all all scram-sha-256\n"
 ACCESS_FILE = "pg_hba.conf"
-
-FileOption = typer.Option(exists=True, dir_okay=False, readable=True)
 
 
 def command(
     data_dir: Annotated[Path, typer.Option(file_okay=False, help="Where the database is kept.")],
-    certificate: Annotated[Path, FileOption],
-    key: Annotated[Path, FileOption],
     port: Annotated[int, typer.Option(min=1, max=65_535)] = DEFAULT_PORT,
 ) -> None:
-    """Serve the embedded Postgres on every address, over TLS; DARKTREE_POSTGRES_PASSWORD is its superuser's."""
+    """Serve the embedded Postgres on every address; DARKTREE_POSTGRES_PASSWORD is its superuser's."""
     settings = Settings()
     if settings.postgres_password is None:
         raise typer.BadParameter("set DARKTREE_POSTGRES_PASSWORD", param_hint="DARKTREE_POSTGRES_PASSWORD")
@@ -42,16 +38,13 @@ def command(
         raise typer.Exit(1) from error
     access = data_dir.absolute() / ACCESS_FILE
     access.write_text(ACCESS_RULES)
-    reached_by = {
-        "listen_addresses": "*",
-        "port": str(port),
-        "hba_file": str(access),
-        "ssl": "on",
-        "ssl_cert_file": str(certificate.absolute()),
-        "ssl_key_file": str(key.absolute()),
-    }
+    reached_by = {"listen_addresses": "*", "port": str(port), "hba_file": str(access)}
     # The last of an option counts. Executed, not started: signals of whoever stops this process are Postgres' own.
     options = [word for name, value in reached_by.items() for word in ("-c", f"{name}={value}")]
+    if embedded.user is not None:  # this is root, which Postgres refuses
+        os.setgroups([])
+        os.setgid(embedded.user[1])
+        os.setuid(embedded.user[0])
     argv = [*embedded.process().argv, *options]
     os.execve(argv[0], argv, dict(environment))  # noqa: S606 (the wheel's own program)
 

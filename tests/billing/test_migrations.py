@@ -105,6 +105,18 @@ def test_a_process_of_the_release_before_still_works_during_an_upgrade(
     assert _query(database, "SELECT DISTINCT pepper_version FROM billing.api_key") == [(1,)]
 
 
+def test_a_schema_that_a_newer_release_brought_further_is_left_as_it_is(
+    make_database: Callable[[], Database],
+) -> None:
+    database = make_database()
+    with psycopg.connect(database.admin_url, autocommit=True) as connection:
+        connection.execute("UPDATE billing.alembic_version SET version_num = '9999'")
+        assert migrate.upgrade(database.admin_url, "darktree_billing", schema="billing") is False
+        reached = connection.execute("SELECT version_num FROM billing.alembic_version").fetchone()
+    assert reached == ("9999",)
+    assert migrate.upgrade(database.admin_url, "darktree_ledger", schema="ledger") is True
+
+
 def test_many_migrations_at_once_on_one_and_on_several_databases(
     empty_database: Callable[[], Database],
 ) -> None:

@@ -139,23 +139,14 @@ livenessProbe:
 {{- define "darktree.databaseUrl" -}}
 {{- $place := "" -}}
 {{- if include "darktree.bundled" .root -}}
-{{- $place = printf "%s-postgres:5432/postgres?sslmode=verify-full" (include "darktree.fullname" .root) -}}
+{{- $place = printf "%s-postgres:5432/postgres" (include "darktree.fullname" .root) -}}
 {{- else -}}
 {{- $place = .root.Values.database.url | trimPrefix "postgresql://" | trimPrefix "postgres://" -}}
 {{- end -}}
-{{- if include "darktree.databaseRoot" .root -}}
+{{- if .root.Values.database.rootCertificate.existingSecret -}}
 {{- $place = printf "%s%ssslrootcert=/etc/darktree/postgres/ca.crt" $place (ternary "&" "?" (contains "?" $place)) -}}
 {{- end -}}
 postgresql://{{ .role }}:$(DATABASE_PASSWORD)@{{ $place }}
-{{- end -}}
-
-{{/* The Secret with the authority that Postgres' certificate is checked against, if there is one. */}}
-{{- define "darktree.databaseRoot" -}}
-{{- if include "darktree.bundled" . -}}
-{{ include "darktree.fullname" . }}-postgres-tls
-{{- else -}}
-{{ .Values.database.rootCertificate.existingSecret }}
-{{- end -}}
 {{- end -}}
 
 {{/* Takes a dict: root, role, key (of the password), variable. */}}
@@ -165,16 +156,15 @@ postgresql://{{ .role }}:$(DATABASE_PASSWORD)@{{ $place }}
 {{- end -}}
 
 {{- define "darktree.databaseMounts" -}}
-{{- if include "darktree.databaseRoot" . -}}
+{{- if .Values.database.rootCertificate.existingSecret -}}
 - {name: postgres-ca, mountPath: /etc/darktree/postgres, readOnly: true}
 {{- end -}}
 {{- end -}}
 
 {{- define "darktree.databaseVolumes" -}}
-{{- with include "darktree.databaseRoot" . -}}
-- name: postgres-ca
-  secret:
-    secretName: {{ . }}
-    items: [{key: {{ ternary "ca.crt" $.Values.database.rootCertificate.key (eq (include "darktree.bundled" $) "yes") }}, path: ca.crt}]
+{{- with .Values.database.rootCertificate -}}
+{{- if .existingSecret -}}
+- {name: postgres-ca, secret: {secretName: {{ .existingSecret }}, items: [{key: {{ .key }}, path: ca.crt}]}}
+{{- end -}}
 {{- end -}}
 {{- end -}}

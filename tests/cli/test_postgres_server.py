@@ -1,0 +1,76 @@
+"""The Postgres that `darktree postgres` serves: whoever reaches it needs the password, which each start sets."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psycopg
+import pytest
+
+START_SECONDS = 60
+DARKTREE = Path(sys.executable).with_name("darktree")
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
+
+
+@contextmanager
+def serving(folder: Path, password: str) -> Iterator[str]:
+    port = free_port()
+    command = [str(DARKTREE), "postgres", "--data-dir", str(folder), "--port", str(port)]
+    server = subprocess.Popen(command, env=os.environ | {"DARKTREE_POSTGRES_PASSWORD": password})
+    try:
+        yield f"postgresql://postgres:{{}}@127.0.0.1:{port}/postgres"
+    finally:
+        server.send_signal(signal.SIGINT)
+        assert server.wait(START_SECONDS) == 0
+
+
+def value(url: str, statement: str) -> object:
+    """Return a statement's value, from a server that may still be starting."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            with psycopg.connect(url) as connection:
+                row = connection.execute(statement).fetchone()
+                return row and row[0]
+        except psycopg.OperationalError as error:
+            refused = "password authentication failed" in str(error)
+            if refused or time.monotonic() > deadline:
+                raise
+
+
+def test_a_password_is_asked_for_and_changed_by_a_restart_while_the_data_stays() -> None:
+    with TemporaryDirectory(prefix="dt-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        with serving(folder, "first's") as url:
+            assert value(url.format("first's"), "SELECT current_setting('fsync')") == "on"
+            with psycopg.connect(url.format("first's")) as connection:
+                connection.execute("CREATE TABLE kept AS SELECT 42 AS n")
+            with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+                value(url.format("wrong"), "SELECT 1")
+        with serving(folder, "second") as url:
+            assert value(url.format("second"), "SELECT n FROM kept") == 42
+            with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+                value(url.format("first's"), "SELECT 1")
+
+
+def test_without_a_password_nothing_is_served(tmp_path: Path) -> None:
+    command = [str(DARKTREE), "postgres", "--data-dir", str(tmp_path)]
+    environment = {name: text for name, text in os.environ.items() if name != "DARKTREE_POSTGRES_PASSWORD"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "DARKTREE_POSTGRES_PASSWORD" in done.stderr
+    assert not list(tmp_path.iterdir())
