@@ -30,6 +30,7 @@ RUN cd /opt/darktree/lib/python3*/site-packages \
 
 # What we wrote.
 FROM dependencies AS build
+ARG SOURCE_DATE_EPOCH=1767225600
 COPY pyproject.toml README.md LICENSE ./
 COPY operator operator
 COPY services services
