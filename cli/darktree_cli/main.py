@@ -15,6 +15,7 @@ from darktree_cli import (
     keys,
     lane_commands,
     ledger,
+    limits,
     migrations,
     payments,
     plans,
@@ -50,7 +51,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("up")(up.up)
-for group in (customers, keys, caps, dedicated, plans, credits, payments, ledger, close, statement):
+for group in (customers, keys, caps, limits, dedicated, plans, credits, payments, ledger, close, statement):
     app.add_typer(group.app, name=group.__name__.rpartition(".")[2], epilog=EXIT_CODES)
 app.add_typer(lane_commands.app, name="lanes", epilog=EXIT_CODES)
 app.command("doctor", epilog=EXIT_CODES)(doctor.command)

@@ -234,6 +234,8 @@ def _gateway(wanted: Wanted, number: int, ports: Mapping[str, int], urls: Mappin
     settings = {
         "SHARED_PORT": "true",
         "PRIVATE_PORT": str(ports[name]),
+        "GATEWAYS": str(wanted.gateways),
+        "LEAVING_SECONDS": "0",  # whoever stops a platform on one machine stops all of it
         "LEDGER_URL": urls["ledger"],
         "LEDGER_TOKEN": wanted.secrets.ledger_gateway_token,
         "BILLING_URL": urls["billing"],

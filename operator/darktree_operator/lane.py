@@ -38,6 +38,7 @@ Quantization = Literal["Auto", "AwqMarlin", "None", "Fp8"]
 KvCacheDtype = Literal["Auto", "Fp8"]
 CacheMode = Literal["Shared", "PerLane", "Ephemeral"]
 Strategy = Literal["Auto", "Recreate", "Surge"]
+SpillOver = Literal["Never", "WhenUnavailable", "WhenFull"]
 Spread = Literal["Prefer", "Require", "None"]
 Day = Literal["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$", max_length=63)]
@@ -224,6 +225,7 @@ class LaneSpec(Part):
     secrets: Secrets = Secrets()
     network: Network = Network()
     availability: Availability = Availability()
+    spill_over: SpillOver = "Never"
     suspend: bool = False
     restart: Restart | None = None
 

@@ -35,6 +35,9 @@ def test_a_customer_is_made_given_a_key_credits_and_a_cap_and_the_ledger_says_so
     assert platform.json("keys", "revoke", key["id"])["status"] == "revoked"
 
     assert platform.json("caps", "show", "acme")["cap_tokens"] == 7000
+    limited = platform.json("limits", "set", "acme", "--per-minute", "600")
+    assert limited == platform.json("limits", "show", "acme")
+    assert limited["in_force"] == {"requests_per_minute": 600, "concurrent_requests": None}
     assert platform.json("caps", "set", "acme", "9000", "--reason", "a busy week")["cap_tokens"] == 9000
 
     granted = platform.json("credits", "grant", "acme", "--dollars", "12.50", "--reason", "welcome")

@@ -73,7 +73,7 @@ def test_a_conversation_returns_to_its_engine_and_conversations_spread() -> None
     served: Counter[str] = Counter()
     for conversation in range(8_000):
         chosen = {
-            engine.url for _ in range(3) if (engine := balancer.choose(URLS, 0.0, conversation=conversation))
+            engine.url for _ in range(3) if (engine := balancer.choose(URLS, conversation=conversation))
         }
         assert len(chosen) == 1
         served.update(chosen)
@@ -84,7 +84,7 @@ def test_a_conversation_returns_to_its_engine_and_conversations_spread() -> None
 def test_an_engine_that_goes_moves_only_its_own_conversations() -> None:
     balancer = Balancer()
     for conversation in range(1_000):
-        before, after = (balancer.choose(urls, 0.0, conversation=conversation) for urls in (URLS, URLS[:-1]))
+        before, after = (balancer.choose(urls, conversation=conversation) for urls in (URLS, URLS[:-1]))
         assert before is not None
         assert after is not None
         assert before is after or before.url == URLS[-1]
@@ -92,16 +92,17 @@ def test_an_engine_that_goes_moves_only_its_own_conversations() -> None:
 
 def test_an_engine_that_failed_is_passed_over_and_gets_its_conversations_back() -> None:
     balancer = Balancer()
-    home = balancer.choose(URLS, 0.0, conversation=7)
+    home = balancer.choose(URLS, conversation=7)
     assert home is not None
-    balancer.failed(home, 0.0)
-    elsewhere = balancer.choose(URLS, 1.0, conversation=7)
+    balancer.eject(home, 0.0)
+    elsewhere = balancer.choose(URLS, conversation=7)
     assert elsewhere is not home
-    assert balancer.choose(URLS, 0.0, conversation=7, but_not=home.url) is elsewhere
-    assert balancer.choose(URLS, 100.0, conversation=7) is home
+    assert balancer.choose(URLS, conversation=7, but_not=home.url) is elsewhere
+    balancer.answered(home)
+    assert balancer.choose(URLS, conversation=7) is home
     for url in URLS:
-        balancer.failed(balancer.engine(url), 100.0)
-    assert balancer.choose(URLS, 100.0, conversation=7) is not None
+        balancer.eject(balancer.engine(url), 100.0)
+    assert balancer.choose(URLS, conversation=7) is not None
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=200), st.integers(2, 8))
@@ -110,7 +111,7 @@ def test_no_engine_gets_more_than_its_bounded_share(requests: list[tuple[int, bo
     urls = URLS[:engines]
     running = []
     for conversation, ends in requests:
-        chosen = balancer.choose(urls, 0.0, conversation=conversation)
+        chosen = balancer.choose(urls, conversation=conversation)
         assert chosen is not None
         chosen.outstanding += 1
         running.append(chosen)

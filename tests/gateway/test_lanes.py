@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darktree_gateway.balancing import EJECTION_SECONDS, Balancer
+from darktree_gateway.balancing import Balancer
 from darktree_gateway.lanes import Lane, LaneFile, LaneTable, parse_lanes
 
 MakeLane = Callable[..., dict[str, Any]]
@@ -63,6 +63,9 @@ def test_other_kinds_and_empty_documents_are_passed_over(make_lane: MakeLane) ->
         ({"spec": {"tier": "Dedicated"}}, "customerRef"),
         ({"spec": {"model": None}}, "spec.model.servedName is missing"),
         ({"spec": {"engine": {"kind": "VLLM", "contextLength": "big"}}}, "contextLength"),
+        ({"spec": {"engine": {"contextLength": 4096, "kind": "VLLM", "maxNumSeqs": "8"}}}, "maxNumSeqs"),
+        ({"spec": {"spillOver": "Sometimes"}}, "spillOver"),
+        ({"spec": {"spillOver": "WhenFull"}}, "only for the tier Dedicated"),
         ({"status": {"endpoints": [{"url": "ftp://x"}]}}, "not the address"),
         ({"status": {"endpoints": [{}]}}, "url"),
         ({"status": {"endpoints": [{"url": "http://a"}] * 257}}, "endpoints"),
@@ -111,7 +114,7 @@ def test_the_engine_with_the_fewest_requests_serves_next(outstanding: list[int])
     urls = [f"http://{place}" for place in range(len(outstanding))]
     for url, count in zip(urls, outstanding, strict=True):
         balancer.engine(url).outstanding = count
-    chosen = balancer.choose(urls, 0.0)
+    chosen = balancer.choose(urls)
     assert chosen is not None
     assert chosen.outstanding == min(outstanding)
 
@@ -119,23 +122,6 @@ def test_the_engine_with_the_fewest_requests_serves_next(outstanding: list[int])
 def test_equals_take_turns() -> None:
     balancer = Balancer()
     urls = ["http://a", "http://b", "http://c"]
-    chosen = [balancer.choose(urls, 0.0) for _ in range(6)]
+    chosen = [balancer.choose(urls) for _ in range(6)]
     assert sorted(engine.url for engine in chosen[:3] if engine) == urls
     assert chosen[:3] == chosen[3:]
-
-
-def test_an_engine_that_failed_is_left_alone_for_a_while_but_is_better_than_none() -> None:
-    balancer = Balancer()
-    urls = ["http://a", "http://b"]
-    failed = balancer.engine("http://a")
-    balancer.failed(failed, now=100.0)
-    assert all(balancer.choose(urls, 100.0 + second) is not failed for second in range(int(EJECTION_SECONDS)))
-    balancer.engine("http://b").outstanding = 1
-    assert balancer.choose(urls, 100.0) is balancer.engine("http://b")
-    assert balancer.choose(urls, 100.0 + EJECTION_SECONDS) is failed
-    assert balancer.choose(["http://a"], 100.0) is failed
-    assert balancer.choose(["http://a"], 100.0, but_not="http://a") is None
-    balancer.failed(failed, now=100.0)
-    assert failed.ejected_until == 100.0 + 2 * EJECTION_SECONDS
-    balancer.answered(failed)
-    assert failed.ejected_until == 0.0

@@ -6,8 +6,11 @@ from dataclasses import replace
 import pytest
 
 from darktree_gateway import metrics
+from darktree_gateway.balancing import Balancer
 from darktree_gateway.errors import LaneUnavailable
+from darktree_gateway.gauges import Gauges
 from darktree_gateway.lanes import Lane, LaneTable
+from darktree_gateway.queueing import Bounds, Queues
 from darktree_gateway.waking import ASKED_SECONDS, Waking
 
 ASLEEP = Lane(
@@ -38,7 +41,7 @@ class World:
         self.waking.told(self.table)
 
     def gauges(self, name: str = "own") -> tuple[float, float]:
-        self.waking.show(self.table)
+        Gauges(self.waking, Queues(Bounds(0, 1, 0, 1.0)), Balancer()).show(self.table)
         return (
             metrics.QUEUED.labels(name)._value.get(),
             metrics.OLDEST_QUEUED.labels(name)._value.get(),

@@ -160,6 +160,7 @@ UNMOVED: dict[str, dict[str, Any]] = {
     "network": {"network": {"allowFrom": [{"podLabels": {"a": "b"}}]}},
     "size of the claim": {"cache__size": "500Gi"},
     "what the gateway holds": {"coldStart__maxHeldRequests": 4},
+    "where requests spill over to": {"spillOver": "WhenFull"},
     "least available": {"availability__minAvailable": 1},
     "the download's token": {"secrets__huggingFace": {"name": "hf", "key": "token"}},
 }

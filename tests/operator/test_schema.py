@@ -30,6 +30,7 @@ REFUSED: list[tuple[Object, str]] = [
     ({"tier": "Dedicated"}, "set spec.customerRef if spec.tier is Dedicated, and only then"),
     ({"tier": "Gold"}, "spec.tier: Unsupported value"),
     ({"tier": None}, "spec.tier: Required value"),
+    ({"spillOver": "WhenFull"}, "spec.spillOver is only for tier Dedicated"),
     ({"customerRef": "Acme!", "tier": "Dedicated"}, "spec.customerRef in body should match"),
     ({"model": {"servedName": None}}, "spec.model.servedName: Required value"),
     ({"model": {"servedName": "x" * 64}}, "spec.model.servedName: Too long"),

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.security import HTTPBearer
 
-from darktree_billing import accounts, customers, freezes, keys, reconciliation
+from darktree_billing import accounts, customers, freezes, keys, limits, reconciliation
 from darktree_billing.close_api import TheChart
 from darktree_billing.key_format import KEY_ID_PATTERN
 from darktree_billing.reconciliation_schemas import ReconciliationReport
@@ -25,6 +25,8 @@ from darktree_billing.schemas import (
     GrantView,
     KeyPage,
     KeyView,
+    LimitsView,
+    RequestLimits,
     SetCap,
     StatusView,
 )
@@ -118,6 +120,22 @@ async def set_cap(
     await freezes.locked_customer(session, customer_id)  # a purchase looks at the cap, and then sets it
     await accounts.change_cap(ledger, customer_id, body)
     return await accounts.cap(ledger, customer_id)
+
+
+@router.get("/customers/{customer_id}/limits", responses=refusals(400, 404))
+async def show_limits(
+    customer_id: CustomerIdInPath, session: Session, plans_file: ThePlansFile
+) -> LimitsView:
+    """Show how many requests each of a customer's keys may send."""
+    return await limits.show_limits(session, plans_file.current(), customer_id)
+
+
+@router.put("/customers/{customer_id}/limits", responses=refusals(400, 404))
+async def set_limits(
+    customer_id: CustomerIdInPath, body: RequestLimits, session: Session, plans_file: ThePlansFile
+) -> LimitsView:
+    """Give a customer limits of their own: null is what the plan says, 0 no limit. Gateways follow within seconds."""
+    return await limits.set_limits(session, plans_file.current(), customer_id, body)
 
 
 @router.post("/customers/{customer_id}/grants", responses=refusals(400, 404, 409))

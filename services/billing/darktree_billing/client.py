@@ -35,7 +35,9 @@ from darktree_billing.schemas import (
     InviteMember,
     KeyPage,
     KeyView,
+    LimitsView,
     MemberView,
+    RequestLimits,
     SetCap,
     StatusView,
     VerifiedKey,
@@ -132,6 +134,13 @@ class AdminClient(PaymentsCalls):
 
     async def set_cap(self, customer_id: str, body: SetCap) -> CapView:
         return CapView.model_validate_json(await self._send("PUT", _customer(customer_id, "cap"), body))
+
+    async def limits(self, customer_id: str) -> LimitsView:
+        return LimitsView.model_validate_json(await self._http.call("GET", _customer(customer_id, "limits")))
+
+    async def set_limits(self, customer_id: str, body: RequestLimits) -> LimitsView:
+        """Limit the requests of each key: None is what the plan says, 0 no limit."""
+        return LimitsView.model_validate_json(await self._send("PUT", _customer(customer_id, "limits"), body))
 
     async def grant(self, customer_id: str, body: GrantCredits) -> GrantView:
         """Give credits. With a `grant_id`, repeating it gives nothing more."""

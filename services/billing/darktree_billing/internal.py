@@ -23,9 +23,11 @@ router = APIRouter(
 
 
 @router.post("/keys/verify", responses=refusals(400, 404))
-async def verify_key(body: VerifyKey, session: Session, peppers: ThePeppers) -> VerifiedKey:
+async def verify_key(
+    body: VerifyKey, session: Session, peppers: ThePeppers, plans_file: ThePlansFile
+) -> VerifiedKey:
     """Tell whose key this is; 404 when it is unknown, revoked or expired, 403 `account_frozen` when its owner is."""
-    return await keys.verify_key(session, peppers, body)
+    return await keys.verify_key(session, peppers, plans_file.current(), body)
 
 
 @router.post("/engine-readings", status_code=204, responses=refusals(400))

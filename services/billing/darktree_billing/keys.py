@@ -18,7 +18,9 @@ from sqlmodel import col
 from darktree_billing.errors import AccountFrozen, TooManyKeys, UnknownCustomer, UnknownKey
 from darktree_billing.freezes import is_frozen
 from darktree_billing.key_format import key_digest, make_key, prefix_of
+from darktree_billing.limits import limits_of
 from darktree_billing.models import ApiKey, Customer
+from darktree_billing.plans import Plans
 from darktree_billing.schemas import (
     MAX_KEY_LIFETIME_DAYS,
     MAX_KEYS_PER_CUSTOMER,
@@ -85,7 +87,7 @@ async def create_key(
     return CreatedKey(**_view(key, "active").model_dump(), key=new.text)
 
 
-async def verify_key(session: AsyncSession, peppers: Peppers, body: VerifyKey) -> VerifiedKey:
+async def verify_key(session: AsyncSession, peppers: Peppers, plans: Plans, body: VerifyKey) -> VerifiedKey:
     """Return whose key this is. Raises UnknownKey when it may not be used, without telling why, and AccountFrozen.
 
     A first use of the day is noted, and a key stored under an older pepper moves to the current one: the
@@ -105,7 +107,14 @@ async def verify_key(session: AsyncSession, peppers: Peppers, body: VerifyKey) -
         key.pepper_version = peppers.current
     if key.last_used_day != today:
         key.last_used_day = today
-    return VerifiedKey(key_id=key.id, customer_id=key.customer_id, expires_at=key.expires_at)
+    limits = await limits_of(session, plans, key.customer_id)
+    return VerifiedKey(
+        key_id=key.id,
+        customer_id=key.customer_id,
+        expires_at=key.expires_at,
+        requests_per_minute=limits.requests_per_minute,
+        concurrent_requests=limits.concurrent_requests,
+    )
 
 
 async def revoke_key(session: AsyncSession, key_id: str, customer_id: str | None = None) -> KeyView:

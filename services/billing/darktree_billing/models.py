@@ -29,6 +29,9 @@ class Customer(SQLModel, table=True):
     frozen_at: datetime | None = Field(default=None, sa_type=DateTime(timezone=True))
     frozen_by: str | None = Field(default=None, sa_type=Text)
     frozen_reason: str | None = Field(default=None, sa_type=Text)
+    # What each key may send, where it is not what the plan says (limits.py).
+    requests_per_minute: int | None = None
+    concurrent_requests: int | None = None
 
 
 class ApiKey(SQLModel, table=True):

@@ -12,7 +12,14 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from darktree_billing.schemas import BundleView, Catalog, ModelView, PlanView
+from darktree_billing.schemas import (
+    MAX_CONCURRENT_REQUESTS,
+    MAX_REQUESTS_PER_MINUTE,
+    BundleView,
+    Catalog,
+    ModelView,
+    PlanView,
+)
 from darktree_billing.yaml_document import MAX_FILE_BYTES, parse_document
 from darktree_kit.money import NANOS_PER_CENT, parse_dollars, price_per_thousand
 from darktree_ledger.schemas import MAX_PRICE_NANOS, MAX_TOKENS
@@ -68,6 +75,9 @@ class Plan(_Part):
     display_name: DisplayName
     price_nanos: Annotated[Dollars, Field(gt=0, multiple_of=NANOS_PER_CENT)] = Field(alias="price")
     default_cap_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+    # What each key may send, unless the customer has limits of their own; absent: any number.
+    requests_per_minute: Annotated[int, Field(ge=1, le=MAX_REQUESTS_PER_MINUTE)] | None = None
+    concurrent_requests: Annotated[int, Field(ge=1, le=MAX_CONCURRENT_REQUESTS)] | None = None
     # A price kept at Stripe, of exactly this plan's price; without it each Checkout Session is told the price.
     stripe_price_id: Annotated[str, Field(pattern=r"^price_[A-Za-z0-9_]{1,200}$")] | None = None
 
@@ -211,6 +221,8 @@ def _plan_view(plan: Plan, models: list[Model]) -> PlanView:
         display_name=plan.display_name,
         price_nanos=plan.price_nanos,
         default_cap_tokens=plan.default_cap_tokens,
+        requests_per_minute=plan.requests_per_minute,
+        concurrent_requests=plan.concurrent_requests,
         buys=buys,
     )
 

@@ -10,6 +10,8 @@ from darktree_ledger.schemas import CustomerId, Name, Text, Tokens
 
 MAX_KEYS_PER_CUSTOMER = 100  # that can be used; revoked and expired ones do not count
 MAX_KEY_LIFETIME_DAYS = 3_660
+MAX_REQUESTS_PER_MINUTE = 1_000_000
+MAX_CONCURRENT_REQUESTS = 100_000
 MAX_CAP_CHANGES_SHOWN = 100
 DEFAULT_PAGE = 100
 MAX_PAGE = 1_000
@@ -36,6 +38,8 @@ class VerifiedKey(BaseModel):
     key_id: str
     customer_id: str
     expires_at: datetime | None
+    requests_per_minute: int | None = Field(None, description="What the key may send; null without a limit.")
+    concurrent_requests: int | None = None
 
 
 class ModelView(BaseModel):
@@ -64,6 +68,8 @@ class PlanView(BaseModel):
     display_name: str
     price_nanos: int
     default_cap_tokens: int
+    requests_per_minute: int | None = Field(None, description="Of each key; null without a limit.")
+    concurrent_requests: int | None = Field(None, description="Of each key; null without a limit.")
     buys: list[BundleView] = []
 
 
@@ -154,6 +160,22 @@ class CreatedKey(KeyView):
     """The only answer that ever holds the key itself."""
 
     key: str
+
+
+class RequestLimits(_Body):
+    """What each key of a customer may send through one gateway."""
+
+    requests_per_minute: int | None = Field(None, ge=0, le=MAX_REQUESTS_PER_MINUTE)
+    concurrent_requests: int | None = Field(None, ge=0, le=MAX_CONCURRENT_REQUESTS)
+
+
+class LimitsView(BaseModel):
+    """A customer's limits of requests."""
+
+    customer_id: str
+    in_force: RequestLimits = Field(description="What gateways enforce; null without a limit.")
+    own: RequestLimits = Field(description="The customer's own; null is the plan's, 0 no limit.")
+    plan: RequestLimits
 
 
 class SetCap(_Body):

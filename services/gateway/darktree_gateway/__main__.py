@@ -11,7 +11,12 @@ def main() -> None:
     listeners = [server.listen(settings.host, settings.port, shared=settings.shared_port)]
     if settings.private_port:
         listeners.append(server.listen(settings.host, settings.private_port))
-    server.serve(make_app(settings), listeners, shutdown_seconds=settings.shutdown_seconds)
+    server.serve(
+        make_app(settings),
+        listeners,
+        leaving_seconds=settings.leaving_seconds,
+        shutdown_seconds=settings.shutdown_seconds,
+    )
 
 
 if __name__ == "__main__":

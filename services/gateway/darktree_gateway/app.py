@@ -13,10 +13,16 @@ from darktree_billing.client import BillingClient
 from darktree_gateway import counting, description, ledger_api, metrics, usage
 from darktree_gateway.admission import Admission
 from darktree_gateway.auth import Authenticator
+from darktree_gateway.balancing import Patience
 from darktree_gateway.catalog import Prices
 from darktree_gateway.cluster_lanes import ClusterLanes
+from darktree_gateway.gauges import Gauges
 from darktree_gateway.lanes import LaneFile, Lanes, LaneTable
+from darktree_gateway.limits import KeyLimits
 from darktree_gateway.metering import Metering
+from darktree_gateway.placing import Placing
+from darktree_gateway.probing import Prober
+from darktree_gateway.queueing import Bounds, Queues
 from darktree_gateway.reconciliation import EngineCounters
 from darktree_gateway.requests import Endpoint
 from darktree_gateway.serving import Service
@@ -109,9 +115,24 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
     engine_token = settings.engine_token.get_secret_value()
     billing = BillingClient(settings.billing_url, settings.billing_token.get_secret_value())
     ledger = connect(settings.ledger_url, settings.ledger_token.get_secret_value())
-    upstream = Upstream(idle_seconds=settings.engine_idle_seconds, token=engine_token)
+    patience = Patience(
+        failures=settings.ejection_failures,
+        seconds=settings.ejection_seconds,
+        max_seconds=settings.max_ejection_seconds,
+        max_ejected_percent=settings.max_ejected_percent,
+    )
+    upstream = Upstream(idle_seconds=settings.engine_idle_seconds, token=engine_token, patience=patience)
     lanes = _lanes(settings)
     waking = Waking(lambda model, customer_id: lanes.table.find(model, customer_id))
+    queues = Queues(
+        Bounds(
+            requests_per_engine=settings.requests_per_engine,
+            gateways=settings.gateways,
+            length=settings.queue_length,
+            wait_seconds=settings.queue_seconds,
+        )
+    )
+    gauges = Gauges(waking, queues, upstream.balancer)
     prices = Prices(billing.catalog)
     counters = EngineCounters(lanes, upstream, billing.keep_engine_readings)
     metering = Metering(
@@ -128,7 +149,8 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         ),
         prices=prices,
         lanes=lanes,
-        waking=waking,
+        placing=Placing(lambda: lanes.table, waking, queues, upstream.balancer),
+        key_limits=KeyLimits(),
         admission=Admission(
             metering,
             upstream,
@@ -146,7 +168,8 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
 
     def take(table: LaneTable) -> None:
         waking.told(table)
-        waking.show(table)
+        queues.told(table)
+        gauges.show(table)
         upstream.balancer.forget_all_but([endpoint for _, endpoint in table.endpoints()])
 
     app.state.ready = _readiness(lanes, prices, ledger)
@@ -155,7 +178,8 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
     work: list[Coroutine[Any, Any, None]] = [
         lanes.watch(settings.lanes_seconds, take),
         prices.watch(settings.catalog_seconds),
-        waking.keep_shown(lambda: lanes.table),
+        gauges.watch(lambda: lanes.table),
+        Prober(lanes, upstream).watch(),
         metering.keep_holds(),
         metering.keep_replaying(settings.journal_replay_seconds),
     ]

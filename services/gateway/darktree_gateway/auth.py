@@ -14,6 +14,7 @@ from darktree_billing.client import key_digest, key_id_of
 from darktree_billing.errors import AccountFrozen
 from darktree_billing.schemas import VerifiedKey
 from darktree_gateway.errors import MeteringUnavailable
+from darktree_gateway.limits import Limits, limits_of
 from darktree_kit.clock import Clock, Monotonic, monotonic, utc_now
 from darktree_kit.errors import ApiError, Forbidden, Unauthorized
 
@@ -30,6 +31,7 @@ class Caller:
 
     customer_id: str
     key_id: str
+    limits: Limits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ class Authenticator:
             seconds = self._key_seconds
             if key.expires_at is not None:
                 seconds = min(seconds, (key.expires_at - self._clock()).total_seconds())
-            answer = _Answer(Caller(key.customer_id, key.key_id), asked + seconds)
+            answer = _Answer(Caller(key.customer_id, key.key_id, limits_of(key)), asked + seconds)
         return self._kept(digest, answer)
 
     def _kept(self, digest: str, answer: _Answer) -> _Answer:

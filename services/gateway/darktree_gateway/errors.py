@@ -8,6 +8,7 @@
     │   └── NotServedHere           404 endpoint_not_supported
     ├── TooManyRequests
     │   ├── InFlightLimitExceeded   429 tokens / in_flight_limit_exceeded
+    │   ├── RequestLimitReached     429 requests / rate_limit_exceeded
     │   ├── TooManyCounts           429 requests / rate_limit_exceeded
     │   ├── DailyCapReached         429 tokens / rate_limit_exceeded
     │   └── CreditExhausted         429 insufficient_quota / credit_balance_exhausted
@@ -19,6 +20,7 @@
 What engines answer is vLLM's entrypoints/serve/exception_handling.
 """
 
+from math import ceil
 from typing import Any
 
 import orjson
@@ -86,6 +88,31 @@ class TooManyCounts(TooManyRequests):
         super().__init__(
             "Too many of your prompts are being counted. Please try again in 1s.",
             headers={"Retry-After": str(IN_FLIGHT_RETRY_SECONDS)},
+        )
+
+
+class RequestLimitReached(TooManyRequests):
+    """The key's own limit of requests, in a minute or at once."""
+
+    type = "requests"
+
+    @classmethod
+    def in_a_minute(cls, limit: int, wait_seconds: float, headers: dict[str, str]) -> "RequestLimitReached":
+        """The key's minute is used up until then."""
+        wait = precise_duration(wait_seconds)
+        after = {"Retry-After": str(ceil(wait_seconds)), "retry-after-ms": str(ceil(wait_seconds * 1000))}
+        message = (
+            f"Rate limit reached on requests per minute (RPM): Limit {limit}. Please try again in {wait}."
+        )
+        return cls(message, headers=headers | after)
+
+    @classmethod
+    def at_once(cls, limit: int, headers: dict[str, str]) -> "RequestLimitReached":
+        """So many of the key's requests are running."""
+        return cls(
+            f"Rate limit reached on concurrent requests: Limit {limit}, Running {limit}. Please try again when one has "
+            "finished.",
+            headers=headers | {"Retry-After": str(IN_FLIGHT_RETRY_SECONDS)},
         )
 
 
@@ -194,3 +221,13 @@ def go_duration(seconds: int) -> str:
     if hours:
         return f"{hours}h{minutes}m{rest}s"
     return f"{minutes}m{rest}s" if minutes else f"{rest}s"
+
+
+def precise_duration(seconds: float) -> str:
+    """Return seconds as Go writes them, to the millisecond: `1m2.5s`, `120ms`, `0s`."""
+    milliseconds = ceil(seconds * 1000)
+    if 0 < milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, rest = divmod(milliseconds, 60_000)
+    text = f"{rest / 1000:g}s"
+    return f"{minutes}m{text}" if minutes else text

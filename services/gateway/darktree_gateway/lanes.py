@@ -20,7 +20,9 @@ MAX_HELD_REQUESTS = 32  # of one sleeping lane, where it does not say
 MAX_HOLD_SECONDS = 30
 
 Tier = Literal["Standard", "Premium", "Dedicated"]
+SpillOver = Literal["Never", "WhenUnavailable", "WhenFull"]
 _TIERS = {"Standard", "Premium", "Dedicated"}
+_SPILL_OVERS = {"Never", "WhenUnavailable", "WhenFull"}
 _log = logging.getLogger(__name__)
 
 
@@ -40,6 +42,10 @@ class Lane:
     max_hold_seconds: int = 0
     cold_start_seconds: int = 0
     """How long the last engine took to start; 0 when none was measured."""
+    max_sequences: int = 0
+    """What one engine generates at once, as the lane says; 0 when it does not."""
+    spill_over: SpillOver = "Never"
+    """When the shared lane of the model serves a dedicated lane's customer."""
 
 
 class LaneTable:
@@ -47,6 +53,7 @@ class LaneTable:
 
     def __init__(self, lanes: Iterable[Lane] = ()) -> None:
         self.lanes = tuple(sorted(lanes, key=lambda lane: lane.name))
+        self._by_name = {lane.name: lane for lane in self.lanes}
         self._by_owner: dict[tuple[str, str | None], Lane] = {}
         for lane in self.lanes:
             place = (lane.model, lane.customer_id)
@@ -58,6 +65,13 @@ class LaneTable:
     def find(self, model: str, customer_id: str) -> Lane | None:
         """Return the lane that serves this customer this model: their own before a shared one."""
         return self._by_owner.get((model, customer_id)) or self._by_owner.get((model, None))
+
+    def shared(self, model: str) -> Lane | None:
+        """Return the lane that serves everybody this model."""
+        return self._by_owner.get((model, None))
+
+    def named(self, name: str) -> Lane | None:
+        return self._by_name.get(name)
 
     def models(self, customer_id: str) -> list[str]:
         """Return the models that this customer is served, sorted."""
@@ -156,10 +170,28 @@ def lane_of(document: dict[str, Any], endpoints: tuple[str, ...] | None = None) 
             engine=str(_at(document, "spec", "engine", "kind")),
             context_tokens=context_tokens,
             endpoints=_endpoints(status.get("endpoints") or []) if endpoints is None else endpoints,
+            max_sequences=_sequences(engine),
+            spill_over=_spill_over(document["spec"]),
             **_sleep(document["spec"], status),
         )
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"lane {name}: {error}") from error
+
+
+def _sequences(engine: dict[str, Any]) -> int:
+    most = engine.get("maxNumSeqs") or 0
+    if type(most) is not int or most < 0:
+        raise ValueError(f"spec.engine.maxNumSeqs is {most!r}")
+    return most
+
+
+def _spill_over(spec: dict[str, Any]) -> SpillOver:
+    policy = spec.get("spillOver") or "Never"
+    if policy not in _SPILL_OVERS:
+        raise ValueError(f"spec.spillOver is {policy!r}")
+    if policy != "Never" and spec["tier"] != "Dedicated":
+        raise ValueError("spec.spillOver is only for the tier Dedicated")
+    return cast("SpillOver", policy)
 
 
 def _sleep(spec: dict[str, Any], status: dict[str, Any]) -> dict[str, int]:

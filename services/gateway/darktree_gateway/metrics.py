@@ -156,8 +156,6 @@ class OfLane:
     first_token_seconds: Tally
     token_seconds: Tally
     in_flight: Gauge
-    queued: Gauge
-    oldest_queued_seconds: Gauge
 
 
 @cache
@@ -169,8 +167,6 @@ def of_lane(lane: str) -> OfLane:
         first_token_seconds=FIRST_TOKEN_SECONDS.labels(lane),
         token_seconds=TOKEN_SECONDS.labels(lane),
         in_flight=IN_FLIGHT.labels(lane),
-        queued=QUEUED.labels(lane),
-        oldest_queued_seconds=OLDEST_QUEUED.labels(lane),
     )
 
 

@@ -26,7 +26,7 @@ OK = "ok"
 class Record:
     """One completion, from its arrival on."""
 
-    __slots__ = ("_marks", "code", "customer_id", "entry_id", "lane", "status", "tokens")
+    __slots__ = ("_marks", "code", "customer_id", "entry_id", "lane", "limit_headers", "status", "tokens")
 
     def __init__(self) -> None:
         self._marks = [monotonic()]
@@ -36,6 +36,7 @@ class Record:
         self.customer_id: str | None = None
         self.entry_id: str | None = None
         self.tokens = (0, 0)
+        self.limit_headers: dict[str, str] = {}  # of the key's limits of requests, where it has any
 
     def end_phase(self) -> None:
         """The phase that comes next in PHASES has ended now."""
@@ -57,8 +58,10 @@ class Record:
         return ", ".join(f"{phase};dur={seconds * 1000:.3f}" for phase, seconds in self._phases().items())
 
     def headers(self, request_headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
-        """Return what the answer's headers say of it: the phases so far, where the request asks for them."""
-        return {TIMING_HEADER: self.timing()} if _WANTS_TIMING in request_headers else {}
+        """Return what the answer's headers say of it: its key's limits, and the phases so far for whoever asks."""
+        if _WANTS_TIMING in request_headers:
+            return self.limit_headers | {TIMING_HEADER: self.timing()}
+        return self.limit_headers
 
     def count(self) -> None:
         """Tell the metrics. Once, when the last byte has left."""

@@ -4,10 +4,10 @@ Plain ASGI: no framework routes or validates a completion.
 """
 
 from dataclasses import dataclass
-from uuid import UUID
 
 from starlette.types import Receive, Scope, Send
 
+from darktree_billing.schemas import ModelView
 from darktree_gateway import metrics, requests
 from darktree_gateway.admission import Admission, Admitted
 from darktree_gateway.auth import Authenticator, Caller
@@ -15,12 +15,13 @@ from darktree_gateway.catalog import Prices
 from darktree_gateway.errors import ModelNotFound
 from darktree_gateway.exchange import Exchange
 from darktree_gateway.lanes import Lane, Lanes
+from darktree_gateway.limits import KeyLimits, Use
 from darktree_gateway.metering import Metering
+from darktree_gateway.placing import Place, Placing
 from darktree_gateway.record import OK, Record
 from darktree_gateway.requests import Ask, Endpoint
 from darktree_gateway.upstream import Upstream
-from darktree_gateway.waking import Waking
-from darktree_gateway.watch import ClientLeft, Watch
+from darktree_gateway.watch import ClientLeft
 from darktree_kit.errors import ApiError
 from darktree_kit.ids import parse_request_id
 
@@ -32,7 +33,8 @@ class Service:
     authenticator: Authenticator
     prices: Prices
     lanes: Lanes
-    waking: Waking
+    placing: Placing
+    key_limits: KeyLimits
     admission: Admission
     metering: Metering
     upstream: Upstream
@@ -60,23 +62,59 @@ class Service:
     ) -> None:
         caller = await self.authenticator.identify(scope["headers"])
         record.customer_id = caller.customer_id
+        use: Use | None = None
+        if caller.limits is not None:
+            use, record.limit_headers = self.key_limits.enter(caller.key_id, caller.limits)
+        place: Place | None = None
         record.end_phase()
         try:
             requests.check_headers(scope["headers"])
             ask = requests.read(await read_body(receive), endpoint)
             hold_id = parse_request_id(scope["state"]["request_id"])
             record.end_phase()
-            lane, admitted = await self._admit(caller, ask, hold_id, receive, record)
+            lane, model = self._find(ask, caller)
+            record.lane = lane.name
+            place = self.placing.at_once(lane, caller.customer_id)
+            if place is None:
+                place = await self.placing.in_turn(lane, caller.customer_id, receive)
+            record.lane = place.lane.name
+            record.end_phase()
+            admitted = await self.admission.admit(hold_id, caller, ask, place.lane, model)
+            record.end_phase()
+            await self._exchange(ask, place.lane, admitted, record, scope, receive, send)
         except ApiError as error:
             if "x-ratelimit-limit-tokens" not in error.headers:
                 error.headers |= await self.admission.limits(caller)
+            error.headers |= record.limit_headers
             raise
         except ClientLeft:
             record.left()
-            return
-        record.end_phase()
+        finally:
+            if place is not None:
+                place.leave()
+            if use is not None:
+                use.running -= 1
+
+    def _find(self, ask: Ask, caller: Caller) -> tuple[Lane, ModelView]:
+        """Return the lane that serves a caller this model, and its prices. Raises ModelNotFound."""
+        lane = self.lanes.table.find(ask.model, caller.customer_id)
+        model = self.prices.model(ask.model)
+        if lane is None or model is None:
+            raise ModelNotFound(ask.model)
+        return lane, model
+
+    async def _exchange(
+        self,
+        ask: Ask,
+        lane: Lane,
+        admitted: Admitted,
+        record: Record,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
         record.entry_id = str(admitted.held.entry_id)
-        salt = caller.customer_id if self.separate_prefix_caches else None
+        salt = admitted.held.customer_id if self.separate_prefix_caches else None
         exchange = Exchange(
             self.metering, self.upstream, ask, lane, admitted, salt, record, self.keep_alive_seconds
         )
@@ -87,20 +125,6 @@ class Service:
         finally:
             in_flight.dec()
             record.tokens = admitted.held.tokens
-
-    async def _admit(
-        self, caller: Caller, ask: Ask, hold_id: UUID, receive: Receive, record: Record
-    ) -> tuple[Lane, Admitted]:
-        lane = self.lanes.table.find(ask.model, caller.customer_id)
-        model = self.prices.model(ask.model)
-        if lane is None or model is None:
-            raise ModelNotFound(ask.model)
-        record.lane = lane.name
-        if not lane.endpoints:
-            with Watch(receive):  # a client that leaves gives its place up
-                lane = await self.waking.engine(lane, caller.customer_id)
-        record.end_phase()
-        return lane, await self.admission.admit(hold_id, caller, ask, lane, model)
 
 
 async def read_body(receive: Receive) -> bytes:

@@ -40,6 +40,33 @@ class Settings(ServiceSettings):
     separate_prefix_caches: bool = Field(
         True, description="Salt the engine's prefix cache by customer: nobody can time another's prompts."
     )
+    gateways: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="How many gateways share the lanes: each serves its part of their places.",
+    )
+    requests_per_engine: int = Field(
+        256,
+        ge=0,
+        description="Requests that an engine is given at once, where its lane says no maxNumSeqs; 0 without a limit.",
+    )
+    queue_length: int = Field(
+        1000, ge=0, description="Requests of one lane that wait for a place; further ones get 503."
+    )
+    queue_seconds: float = Field(10.0, gt=0, description="How long a request waits for a place.")
+    ejection_failures: int = Field(
+        3,
+        ge=1,
+        description="So many failures in a row eject an engine; one that cannot be reached goes at once.",
+    )
+    ejection_seconds: float = Field(
+        3.0, gt=0, description="How long an ejected engine is left alone; twice as long each time."
+    )
+    max_ejection_seconds: float = Field(60.0, gt=0, description="The longest of these pauses.")
+    max_ejected_percent: int = Field(
+        50, ge=0, le=100, description="Of a lane's engines; one may always be ejected."
+    )
     access_log: bool = Field(
         True, description="Log one line for every completion; without it, only for those that fail."
     )
@@ -54,6 +81,13 @@ class Settings(ServiceSettings):
         description="A stream silent for so long is sent a comment, which clients ignore; 0 never.",
     )
     request_seconds: float = Field(3600.0, gt=0, description="The longest that one request may run.")
+    leaving_seconds: float = Field(
+        3.0,
+        ge=0,
+        le=300,
+        description="How long the process, told to stop, still takes new requests, while it is not ready and asks its "
+        "clients to close their connections.",
+    )
     shutdown_seconds: int = Field(
         30, ge=1, le=3600, description="How long running answers may go on once the process is told to stop."
     )

@@ -1,12 +1,14 @@
 """The gateway's only client of engines: one session with kept connections, balanced over a lane's engines.
 
-A request is sent to another engine once when the first could not be reached, or broke the connection before it
-answered anything; after that it is the customer's to repeat. Whatever engines generate twice, only one answer is
-delivered and charged.
+A request is sent to another engine once: when the first could not be reached, broke the connection before a byte of an
+answer, or said that it cannot take it now (503, 429). After that it is the customer's to repeat. Whatever engines
+generate twice, only one answer is delivered and charged.
 """
 
 import asyncio
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -14,7 +16,7 @@ import orjson
 
 from darktree_gateway import metrics
 from darktree_gateway.affinity import conversation_of
-from darktree_gateway.balancing import Balancer, Engine
+from darktree_gateway.balancing import Balancer, Engine, Patience
 from darktree_gateway.errors import EngineError, LaneUnavailable, decoded, of_engine
 from darktree_gateway.lanes import Lane
 from darktree_gateway.requests import Ask
@@ -25,6 +27,7 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 KEEP_ALIVE_SECONDS = 4.0  # less than vLLM's 5, or its closing meets our next request
 COUNT_TIMEOUT_SECONDS = 30.0
 EXPOSITION_TIMEOUT_SECONDS = 5.0
+PROBE_TIMEOUT_SECONDS = 2.0
 MAX_EXPOSITION_BYTES = 8 * 1024 * 1024
 MAX_CONNECTIONS = 10_000
 MAX_ERROR_BYTES = 64 * 1024
@@ -52,30 +55,36 @@ _CUT_OFF = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
 class Generation:
     """One answer that an engine is giving."""
 
-    __slots__ = ("_response", "engine")
+    __slots__ = ("_broke", "_ended", "_response", "engine")
 
-    def __init__(self, engine: Engine, response: aiohttp.ClientResponse) -> None:
+    def __init__(
+        self, engine: Engine, response: aiohttp.ClientResponse, ended: Callable[[Engine, bool], None]
+    ) -> None:
         self.engine = engine
         self._response = response
+        self._ended = ended
+        self._broke = False
 
     async def read(self) -> bytes:
         """Return what has arrived, at least one byte; nothing at the end. Raises EngineError when it breaks off."""
         try:
             return await self._response.content.readany()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self._broke = True
             raise EngineError from error
 
     def close(self) -> None:
         """Let go of the engine. Unless the answer has ended, this closes the connection: the engine stops."""
         self.engine.outstanding -= 1
+        self._ended(self.engine, self._broke)
         self._response.close()
 
 
 class Upstream:
     """Asks engines."""
 
-    def __init__(self, *, idle_seconds: float, token: str = "") -> None:
-        self.balancer = Balancer()
+    def __init__(self, *, idle_seconds: float, token: str = "", patience: Patience | None = None) -> None:
+        self.balancer = Balancer(patience or Patience())
         self._headers = {"Content-Type": "application/json"} | (
             {"Authorization": f"Bearer {token}"} if token else {}
         )
@@ -103,9 +112,7 @@ class Upstream:
         unreachable: str | None = None
         conversation = conversation_of(ask) if len(lane.endpoints) > 1 else None
         for last_try in (False, True):
-            engine = self.balancer.choose(
-                lane.endpoints, monotonic(), but_not=unreachable, conversation=conversation
-            )
+            engine = self.balancer.choose(lane.endpoints, but_not=unreachable, conversation=conversation)
             if engine is None:
                 break
             engine.outstanding += 1
@@ -116,30 +123,52 @@ class Upstream:
                 unreachable = self._judge(error, lane, engine)  # raises what is not worth another try
                 continue
             if response.status == 200:
-                self.balancer.answered(engine)
-                return Generation(engine, response)
+                return Generation(engine, response, partial(self._ended, lane))
             engine.outstanding -= 1
             refusal = await _refusal(response, ask)
-            metrics.UPSTREAM_ERRORS.labels(lane.name, f"status_{response.status // 100}xx").inc()
+            reason = f"status_{response.status // 100}xx"
+            metrics.UPSTREAM_ERRORS.labels(lane.name, reason).inc()
+            if response.status >= 500:
+                self._failed(lane, engine, reason)
+            else:
+                self.balancer.answered(engine)
             if not isinstance(refusal, LaneUnavailable) or last_try:
                 raise refusal
+            metrics.RETRIES.labels(lane.name, "refused").inc()
             unreachable = engine.url
         raise LaneUnavailable
 
     def _judge(self, error: BaseException, lane: Lane, engine: Engine) -> str | None:
         """Return which engine to leave out of another try; raise when there shall be none."""
         if isinstance(error, _UNREACHABLE):
-            self.balancer.failed(engine, monotonic())
+            self._failed(lane, engine, "unreachable", reached=False)
             metrics.UPSTREAM_ERRORS.labels(lane.name, "unreachable").inc()
+            metrics.RETRIES.labels(lane.name, "unreachable").inc()
             return engine.url
         if isinstance(error, _CUT_OFF):
-            # Perhaps only a kept connection that the engine closed just then: it may be asked again.
+            self._failed(lane, engine, "cut_off")
             metrics.UPSTREAM_ERRORS.labels(lane.name, "cut_off").inc()
-            return None
+            metrics.RETRIES.labels(lane.name, "cut_off").inc()
+            # Perhaps only a kept connection that the engine closed just then: the only engine may be asked again.
+            return engine.url if len(lane.endpoints) > 1 else None
         if isinstance(error, aiohttp.ClientError | TimeoutError | OSError | ValueError):
+            self._failed(lane, engine, "broken")
             metrics.UPSTREAM_ERRORS.labels(lane.name, "broken").inc()
             raise EngineError from error
         raise error
+
+    def _ended(self, lane: Lane, engine: Engine, broke: bool) -> None:
+        if broke:
+            self._failed(lane, engine, "broken")
+        elif engine.failures or engine.ejections:
+            self.balancer.answered(engine)
+
+    def _failed(self, lane: Lane, engine: Engine, reason: str, *, reached: bool = True) -> None:
+        if self.balancer.failed(engine, lane.endpoints, monotonic(), reached=reached):
+            metrics.EJECTIONS.labels(lane.name, reason).inc()
+            _log.warning(
+                "an engine is left alone", extra={"lane": lane.name, "engine": engine.url, "reason": reason}
+            )
 
     async def count(self, lane: Lane, ask: Ask) -> tuple[list[int], int]:
         """Return how many tokens each prompt has, counted by an engine, and the longest context it serves.
@@ -160,7 +189,7 @@ class Upstream:
     async def _count(self, lane: Lane, ask: Ask, body: bytes) -> tuple[int, int]:
         unreachable: str | None = None
         for _ in range(2):
-            engine = self.balancer.choose(lane.endpoints, monotonic(), but_not=unreachable)
+            engine = self.balancer.choose(lane.endpoints, but_not=unreachable)
             if engine is None:
                 break
             try:
@@ -181,6 +210,15 @@ class Upstream:
             except Exception as error:
                 unreachable = self._judge(error, lane, engine)
         raise LaneUnavailable
+
+    async def is_there(self, url: str) -> bool:
+        """Return whether an engine answers, and does not say that it cannot serve."""
+        timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_SECONDS)
+        try:
+            async with self._session.get(url + "/health", headers=self._headers, timeout=timeout) as response:
+                return response.status < 500
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            return False
 
     async def exposition(self, url: str) -> str | None:
         """Return an engine's own metrics in Prometheus' text format, or None when it does not give them."""

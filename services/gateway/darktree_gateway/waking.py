@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from darktree_gateway import metrics
 from darktree_gateway.errors import LaneUnavailable
 from darktree_gateway.lanes import Lane, LaneTable
 from darktree_kit.clock import Monotonic, monotonic
@@ -17,7 +16,6 @@ ASKED_SECONDS = (
     10.0  # how long a request that was sent away still counts as asking: the operator reads every few
 )
 MAX_RETRY_SECONDS = 3600
-SHOW_SECONDS = 0.5
 
 
 @dataclass(slots=True)
@@ -43,23 +41,18 @@ class Waking:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def show(self, table: LaneTable) -> None:
-        """Set the gauges of every lane, also of those that nobody asks for."""
-        now = self._now()
-        for lane in table.lanes:
-            asking = self._asking.get(lane.name)
-            held = len(asking.held) if asking else 0
-            asked = asking is not None and not lane.endpoints and now - asking.sent_away_at < ASKED_SECONDS
-            oldest = now - asking.held[0] if asking and asking.held else 0.0
-            gauges = metrics.of_lane(lane.name)
-            gauges.queued.set(held or int(asked))
-            gauges.oldest_queued_seconds.set(oldest)
+    def asked(self, lane: Lane) -> None:
+        """Somebody wanted this lane and was served elsewhere, or sent away."""
+        self._asking.setdefault(lane.name, Asking()).sent_away_at = self._now()
 
-    async def keep_shown(self, table: Callable[[], LaneTable]) -> None:
-        """Set the gauges for as long as the task lives: how long somebody waits changes by itself."""
-        while True:
-            self.show(table())
-            await asyncio.sleep(SHOW_SECONDS)
+    def waiting(self, lane: Lane) -> tuple[int, float]:
+        """Return how many requests ask for the lane, and how long the first has waited."""
+        asking = self._asking.get(lane.name)
+        if asking is None:
+            return 0, 0.0
+        if asking.held:
+            return len(asking.held), self._now() - asking.held[0]
+        return int(not lane.endpoints and self._now() - asking.sent_away_at < ASKED_SECONDS), 0.0
 
     async def engine(self, lane: Lane, customer_id: str) -> Lane:
         """Return the lane once it has an engine. Raises LaneUnavailable when it may not or need not be waited for."""
@@ -67,7 +60,7 @@ class Waking:
             return lane
         asking = self._asking.setdefault(lane.name, Asking())
         if len(asking.held) >= lane.max_held_requests or not lane.max_hold_seconds:
-            asking.sent_away_at = self._now()
+            self.asked(lane)
             raise unavailable(lane)
         came = self._now()
         asking.held.append(came)
@@ -80,7 +73,7 @@ class Waking:
                         return found
                     await changed.wait()
         except TimeoutError:
-            asking.sent_away_at = self._now()
+            self.asked(lane)
             raise unavailable(lane) from None
         finally:
             asking.held.remove(came)

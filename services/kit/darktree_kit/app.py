@@ -68,6 +68,8 @@ def create_app(
 
     @app.get("/readyz", include_in_schema=False)
     async def readyz(request: Request) -> dict[str, str]:
+        if getattr(request.app.state, "leaving", False):
+            raise Unavailable(f"{service} is going away.")
         ready: Readiness | None = getattr(request.app.state, "ready", None)
         if ready is None:
             raise Unavailable(f"{service} has not started.")

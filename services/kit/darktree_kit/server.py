@@ -2,14 +2,22 @@
 
 Several gateways share one public port (SO_REUSEPORT: the kernel spreads connections over them), and each has a
 private port of its own for probes and metrics.
+
+A process that is told to stop leaves in two steps, so that no request fails because it goes. First it is not ready, and
+serves on: old connections and new ones, with `Connection: close` on every answer, so that its clients come back to
+others. Then it listens no more, closes what is idle, and finishes what is running.
 """
 
+import asyncio
 import gc
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from types import FrameType
 
 import uvicorn
-from starlette.types import ASGIApp
+from fastapi import FastAPI
 
 from darktree_kit.wire import BoundedProtocol
 
@@ -36,9 +44,13 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
 
 
 def serve(
-    app: ASGIApp, listeners: Sequence[socket.socket], *, shutdown_seconds: int = SHUTDOWN_SECONDS
+    app: FastAPI,
+    listeners: Sequence[socket.socket],
+    *,
+    leaving_seconds: float = 0.0,
+    shutdown_seconds: int = SHUTDOWN_SECONDS,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is running, for as long as `shutdown_seconds`."""
+    """Serve until SIGTERM or SIGINT, then leave: the steps take `leaving_seconds` and at most `shutdown_seconds`."""
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -58,4 +70,52 @@ def serve(
     gc.collect()
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD)
-    uvicorn.Server(config).run(sockets=list(listeners))
+    LeavingServer(config, app, leaving_seconds).run(sockets=list(listeners))
+
+
+class LeavingServer(uvicorn.Server):
+    """uvicorn's, with a first step before its own shutdown. A second signal ends that step."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, leaving_seconds: float) -> None:
+        super().__init__(config)
+        self._served_app = app
+        self._leaving_seconds = leaving_seconds
+        self._hurry: Callable[[], object] = lambda: None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._hurry()
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._served_app.state.leaving = True
+        self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+        hurry = asyncio.Event()
+        self._hurry = partial(asyncio.get_running_loop().call_soon_threadsafe, hurry.set)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(hurry.wait(), self._leaving_seconds)
+        await self._listen_no_more(sockets or [])
+        await super().shutdown(sockets)
+
+    async def _listen_no_more(self, listeners: Sequence[socket.socket]) -> None:
+        """Close the listeners; who was let in by the kernel, and not yet by us, would hear a reset: they are taken."""
+        waiting = [connection for listener in listeners for connection in _waiting(listener)]
+        for server in self.servers:
+            server.close()
+        loop = asyncio.get_running_loop()
+        for connection in waiting:
+            protocol = partial(
+                BoundedProtocol, self.config, self.server_state, app_state=self.lifespan.state, _loop=loop
+            )
+            await loop.connect_accepted_socket(protocol, connection)
+
+
+def _waiting(listener: socket.socket) -> Iterator[socket.socket]:
+    """Yield the connections that wait to be accepted."""
+    listener.setblocking(False)
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # none is left
+            return
+        connection.setblocking(False)
+        yield connection

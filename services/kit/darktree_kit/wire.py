@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 MAX_HEAD_BYTES = 64 * 1024  # beyond the read in which the head began
 READ_SECONDS = 60.0  # for a request, head and body, to arrive whole
 LOOK_SECONDS = 10.0
+LAST_CALL_SECONDS = 1
 _CLOSE = b"connection: close\r\ncontent-length: 0\r\n\r\n"
 
 
@@ -58,6 +59,21 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._since = None
         super().on_message_complete()
+
+    def shutdown(self) -> None:
+        """The server listens no more. What is idle is closed; not a connection that owes its first request, nor one
+        whose answer runs and may have begun without `Connection: close`: a request that comes at once is served.
+        """
+        if self.cycle is not None and self.cycle.response_complete:
+            self.transport.close()
+            return
+        self.timeout_keep_alive = LAST_CALL_SECONDS
+        if self.cycle is None:
+            self.loop.call_later(LAST_CALL_SECONDS, self._close_unless_asked)
+
+    def _close_unless_asked(self) -> None:
+        if self.cycle is None:
+            self.transport.close()
 
     def _look(self) -> None:
         """Close the connection when its request is late, unless it is this server that does not read on."""

@@ -1,0 +1,216 @@
+"""Where requests are served, over HTTP: a lane's places shared by customers, and dedicated lanes that spill over."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+MODEL = "qwen25-14b-awq"
+SCRIPTED = "qwen25-32b-awq"
+PAUSE = "the engine waits for the test to say `go`"
+FINISHED = {
+    "id": "c",
+    "created": 1,
+    "model": SCRIPTED,
+    "choices": [{"index": 0, "text": "a", "logprobs": None, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 1, "total_tokens": 2, "completion_tokens": 1},
+}
+FINAL = FINISHED | {"choices": []}
+
+
+@pytest.fixture
+def gateway(platform: Any, tmp_path: Any) -> Callable[..., str]:
+    """Serves a gateway with these lanes."""
+
+    def make(*lanes: dict[str, Any], **changes: Any) -> str:
+        file = tmp_path / "lanes.yaml"
+        file.write_text(yaml.safe_dump_all(lanes))
+        url: str = platform.another_gateway(lanes_file=file, **changes)
+        return url
+
+    return make
+
+
+def gauge(url: str, name: str) -> float:
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)), 0.0)
+
+
+def narrow(lane: dict[str, Any], sequences: int) -> dict[str, Any]:
+    lane["spec"]["engine"]["maxNumSeqs"] = sequences
+    return lane
+
+
+def test_a_heavy_customer_does_not_starve_a_light_one(
+    platform: Any,
+    gateway: Callable[..., str],
+    engine: Any,
+    make_lane: Callable[..., Any],
+    eventually: Callable[..., Any],
+) -> None:
+    engine.say(PAUSE, FINISHED, FINAL, "[DONE]")
+    url = gateway(narrow(make_lane("narrow", SCRIPTED, engine.url), 1))
+    heavy = platform.client_of(platform.customer().id, url)
+    light = platform.client_of(platform.customer().id, url)
+    heavy.client.timeout = light.client.timeout = httpx.Timeout(60)
+    order: list[str] = []
+
+    def ask(client: Any, name: str) -> int:
+        status = int(client.complete(model=SCRIPTED, max_tokens=1).status_code)
+        order.append(name)
+        return status
+
+    with ThreadPoolExecutor(8) as pool:
+        running = [pool.submit(ask, heavy, "heavy")]
+        eventually(lambda: len(engine.bodies) == 1, "the only place is taken")
+        running += [pool.submit(ask, heavy, "heavy") for _ in range(6)]
+        eventually(lambda: gauge(url, 'darktree_lane_queued{lane="narrow"}') == 6, "six wait")
+        running.append(pool.submit(ask, light, "light"))
+        eventually(lambda: gauge(url, 'darktree_lane_queued{lane="narrow"}') == 7, "and one more")
+        assert gauge(url, 'darktree_lane_places{lane="narrow"}') == 1
+        assert len(engine.bodies) == 1
+        engine.go.set()
+        assert [each.result(60) for each in running] == [200] * 8
+    assert order.index("light") <= 2, "not behind what the other had sent before"
+    assert gauge(url, 'darktree_lane_queue_seconds_count{lane="narrow"}') == 7
+
+
+def test_a_full_queue_and_a_long_wait_are_503_with_the_time_to_come_back(
+    platform: Any,
+    gateway: Callable[..., str],
+    engine: Any,
+    make_lane: Callable[..., Any],
+    eventually: Callable[..., Any],
+) -> None:
+    engine.say(PAUSE, FINISHED, FINAL, "[DONE]")
+    lane = narrow(make_lane("narrow", SCRIPTED, engine.url), 1)
+    url = gateway(lane, queue_length=1, queue_seconds=2.0)
+    customer = platform.customer()
+    client = platform.client_of(customer.id, url)
+    with ThreadPoolExecutor(2) as pool:
+        served = pool.submit(client.complete, model=SCRIPTED, max_tokens=1)
+        eventually(lambda: len(engine.bodies) == 1, "the only place is taken")
+        waiting = pool.submit(client.complete, model=SCRIPTED, max_tokens=1)
+        eventually(lambda: gauge(url, 'darktree_lane_queued{lane="narrow"}') == 1, "one waits")
+        for refused in (client.complete(model=SCRIPTED, max_tokens=1), waiting.result(30)):
+            error = refused.json()["error"]
+            assert (refused.status_code, error["code"]) == (503, "lane_unavailable")
+            assert error["type"] == "service_unavailable_error"
+            assert 1 <= int(refused.headers["retry-after"]) <= 3
+            assert refused.headers["x-ratelimit-limit-tokens"] == "1000000"
+        assert platform.open_holds(customer.id) == 1, "who waits holds nothing"
+        engine.go.set()
+        assert served.result(30).status_code == 200
+    assert len(customer.usage()) == 1
+    name = "darktree_lane_queue_refused_total"
+    assert gauge(url, f'{name}{{lane="narrow",reason="full"}}') == 1
+    assert gauge(url, f'{name}{{lane="narrow",reason="long"}}') == 1
+
+
+def test_a_client_that_leaves_the_line_gives_its_place_up(
+    platform: Any,
+    gateway: Callable[..., str],
+    engine: Any,
+    make_lane: Callable[..., Any],
+    eventually: Callable[..., Any],
+) -> None:
+    engine.say(PAUSE, FINISHED, FINAL, "[DONE]")
+    url = gateway(narrow(make_lane("narrow", SCRIPTED, engine.url), 1))
+    client = platform.client_of(platform.customer().id, url)
+    impatient = platform.client_of(platform.customer().id, url)
+    impatient.client.timeout = httpx.Timeout(0.5)
+    with ThreadPoolExecutor(1) as pool:
+        served = pool.submit(client.complete, model=SCRIPTED, max_tokens=1)
+        eventually(lambda: len(engine.bodies) == 1, "the only place is taken")
+        with pytest.raises(httpx.ReadTimeout):
+            impatient.complete(model=SCRIPTED, max_tokens=1)
+        eventually(lambda: gauge(url, 'darktree_lane_queued{lane="narrow"}') == 0, "nobody waits")
+        engine.go.set()
+        assert served.result(30).status_code == 200
+    assert len(engine.bodies) == 1
+    assert client.complete(model=SCRIPTED, max_tokens=1).status_code == 200
+
+
+def spilling(lane: dict[str, Any], policy: str) -> dict[str, Any]:
+    lane["spec"]["spillOver"] = policy
+    return lane
+
+
+@pytest.mark.parametrize(
+    ("policy", "served_by"), [("Never", None), ("WhenUnavailable", "shared"), ("WhenFull", "shared")]
+)
+def test_a_dedicated_lane_without_an_engine_spills_over_as_it_says_at_the_models_price(
+    platform: Any,
+    gateway: Callable[..., str],
+    customer: Any,
+    make_lane: Callable[..., Any],
+    eventually: Callable[..., Any],
+    policy: str,
+    served_by: str | None,
+) -> None:
+    own = spilling(make_lane("own", MODEL, customer=customer.id), policy)
+    url = gateway(own, make_lane("shared", MODEL, platform.simulator_url))
+    client = platform.client_of(customer.id, url)
+    spilled = 'darktree_lane_spilled_total{lane="own",reason="unavailable"}'
+    before = gauge(url, spilled)
+    answer = client.chat(max_tokens=3)
+    if served_by is None:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "lane_unavailable")
+        assert customer.usage() == []
+        return
+    assert (answer.status_code, answer.headers["x-darktree-lane"]) == (200, served_by)
+    (charge,) = customer.usage()
+    assert charge["lane"] == "shared"
+    assert charge["amount_nanos"] == answer.json()["usage"]["total_tokens"] * 750_000
+    assert gauge(url, spilled) == before + 1
+    eventually(
+        lambda: gauge(url, 'darktree_lane_queued{lane="own"}') == 1, "who scales it sees that it was wanted"
+    )
+
+
+@pytest.mark.parametrize(
+    ("policy", "lanes"), [("WhenUnavailable", ["own", "own"]), ("WhenFull", ["own", "shared"])]
+)
+def test_a_dedicated_lane_that_is_full_spills_over_only_if_it_says_so(
+    platform: Any,
+    gateway: Callable[..., str],
+    customer: Any,
+    engine: Any,
+    make_lane: Callable[..., Any],
+    eventually: Callable[..., Any],
+    policy: str,
+    lanes: list[str],
+) -> None:
+    engine.say(PAUSE, FINISHED, FINAL, "[DONE]")
+    own = spilling(narrow(make_lane("own", MODEL, engine.url, customer=customer.id), 1), policy)
+    url = gateway(own, make_lane("shared", MODEL, platform.simulator_url))
+    client = platform.client_of(customer.id, url)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(client.complete, max_tokens=1)
+        eventually(lambda: len(engine.bodies) == 1, "its only place is taken")
+        second = pool.submit(client.complete, max_tokens=1)
+        if policy == "WhenFull":
+            assert second.result(30).headers["x-darktree-lane"] == "shared"
+        else:
+            eventually(lambda: gauge(url, 'darktree_lane_queued{lane="own"}') == 1, "it waits")
+        engine.go.set()
+        served = [each.result(30).headers["x-darktree-lane"] for each in (first, second)]
+    assert served == lanes
+    assert sorted(charge["lane"] for charge in customer.usage()) == sorted(lanes)
+
+
+def test_a_dedicated_lane_whose_engines_all_fail_spills_over(
+    platform: Any,
+    gateway: Callable[..., str],
+    customer: Any,
+    make_lane: Callable[..., Any],
+) -> None:
+    nobody = "http://127.0.0.1:1"
+    own = spilling(make_lane("own", MODEL, nobody, customer=customer.id), "WhenUnavailable")
+    url = gateway(own, make_lane("shared", MODEL, platform.simulator_url), ejection_seconds=30.0)
+    client = platform.client_of(customer.id, url)
+    assert client.chat(max_tokens=1).status_code == 503, "what finds it out"
+    assert [client.chat(max_tokens=1).headers["x-darktree-lane"] for _ in range(3)] == ["shared"] * 3
