@@ -112,26 +112,12 @@ def _with_limits(scope: Scope, send: Send) -> Send:
 @asynccontextmanager
 async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
     """Everything that lives as long as the process; on the way out, what runs is finished and nothing is lost."""
-    engine_token = settings.engine_token.get_secret_value()
     billing = BillingClient(settings.billing_url, settings.billing_token.get_secret_value())
     ledger = connect(settings.ledger_url, settings.ledger_token.get_secret_value())
-    patience = Patience(
-        failures=settings.ejection_failures,
-        seconds=settings.ejection_seconds,
-        max_seconds=settings.max_ejection_seconds,
-        max_ejected_percent=settings.max_ejected_percent,
-    )
-    upstream = Upstream(idle_seconds=settings.engine_idle_seconds, token=engine_token, patience=patience)
+    upstream = _upstream(settings)
     lanes = _lanes(settings)
     waking = Waking(lambda model, customer_id: lanes.table.find(model, customer_id))
-    queues = Queues(
-        Bounds(
-            requests_per_engine=settings.requests_per_engine,
-            gateways=settings.gateways,
-            length=settings.queue_length,
-            wait_seconds=settings.queue_seconds,
-        )
-    )
+    queues = _queues(settings)
     gauges = Gauges(waking, queues, upstream.balancer)
     prices = Prices(billing.catalog)
     counters = EngineCounters(lanes, upstream, billing.keep_engine_readings)
@@ -198,6 +184,28 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         await upstream.close()
         if isinstance(lanes, ClusterLanes):
             await lanes.close()
+
+
+def _upstream(settings: Settings) -> Upstream:
+    patience = Patience(
+        failures=settings.ejection_failures,
+        seconds=settings.ejection_seconds,
+        max_seconds=settings.max_ejection_seconds,
+        max_ejected_percent=settings.max_ejected_percent,
+    )
+    token = settings.engine_token.get_secret_value()
+    return Upstream(idle_seconds=settings.engine_idle_seconds, token=token, patience=patience)
+
+
+def _queues(settings: Settings) -> Queues:
+    return Queues(
+        Bounds(
+            requests_per_engine=settings.requests_per_engine,
+            gateways=settings.gateways,
+            length=settings.queue_length,
+            wait_seconds=settings.queue_seconds,
+        )
+    )
 
 
 def _lanes(settings: Settings) -> LaneFile | ClusterLanes:
