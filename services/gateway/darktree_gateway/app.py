@@ -128,11 +128,7 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         request_seconds=settings.request_seconds,
     )
     app.state.service = Service(
-        authenticator=Authenticator(
-            billing.verify_key,
-            key_seconds=settings.key_seconds,
-            unknown_key_seconds=settings.unknown_key_seconds,
-        ),
+        authenticator=_authenticator(settings, billing),
         prices=prices,
         lanes=lanes,
         placing=Placing(lambda: lanes.table, waking, queues, upstream.balancer),
@@ -149,7 +145,6 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         access_log=settings.access_log,
         keep_alive_seconds=settings.keep_alive_seconds,
     )
-
     metrics.HOLDS.set_function(lambda: len(metering.running))
 
     def take(table: LaneTable) -> None:
@@ -184,6 +179,14 @@ async def _running(settings: Settings, app: FastAPI) -> AsyncIterator[None]:
         await upstream.close()
         if isinstance(lanes, ClusterLanes):
             await lanes.close()
+
+
+def _authenticator(settings: Settings, billing: BillingClient) -> Authenticator:
+    return Authenticator(
+        billing.verify_key,
+        key_seconds=settings.key_seconds,
+        unknown_key_seconds=settings.unknown_key_seconds,
+    )
 
 
 def _upstream(settings: Settings) -> Upstream:
