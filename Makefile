@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+REQUESTS ?= 100000
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
@@ -36,8 +37,9 @@ up: install ## Serve everything on this machine (ARGS="--gateways 2 --port 9000"
 test: install ## Run every test (ARGS="tests/ledger -x")
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
-soak: install ## Run what takes longer: payments' events in every order, many more examples
-	SOAK=1 $(BIN)/python -m pytest --timeout 3000 -s tests/billing/test_payment_chaos.py $(ARGS)
+soak: install ## Run what takes longer: payments' events in every order, gateways for long (REQUESTS=1000000)
+	SOAK=1 $(BIN)/python -m pytest --timeout 3000 -s tests/billing/test_payment_chaos.py tests/platform/test_soak.py $(ARGS)
+	$(BIN)/python benchmarks/soak.py --requests $(REQUESTS)
 
 check: install ## Lint, format, types and import contracts
 	$(BIN)/ruff check .

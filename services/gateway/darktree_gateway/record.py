@@ -13,7 +13,7 @@ from darktree_kit.clock import monotonic
 from darktree_kit.errors import ApiError
 
 PHASES = ("auth", "bound", "queue", "hold", "upstream", "generate", "settle")
-OWN_PHASES = (0, 1, 3, 6)  # what the gateway and the ledger take: not waiting, and not the engine
+FIRST_EVENT = 5  # the mark at which the phase `upstream` ended
 TIMING_HEADER = "x-darktree-timing"
 _WANTS_TIMING = (TIMING_HEADER.encode(), b"1")
 _PHASE_SECONDS = tuple(metrics.PHASE_SECONDS.labels(phase) for phase in PHASES)
@@ -66,18 +66,18 @@ class Record:
     def count(self) -> None:
         """Tell the metrics. Once, when the last byte has left."""
         marks = self._marks
-        seconds = [end - start for start, end in pairwise(marks)]
-        for tally, taken in zip(_PHASE_SECONDS, seconds, strict=False):
-            tally.observe(taken)
+        for tally, start, end in zip(_PHASE_SECONDS, marks, marks[1:], strict=False):
+            tally.observe(end - start)
         lane = metrics.of_lane(self.lane)
         lane.request_seconds.observe(monotonic() - marks[0])
         metrics.of_answer(self.lane, self.status, self.code).inc()
-        if len(seconds) > 4:
-            lane.first_token_seconds.observe(marks[5] - marks[0])
-        if len(seconds) == len(PHASES):
-            metrics.OVERHEAD.observe(sum(seconds[place] for place in OWN_PHASES))
+        if len(marks) > FIRST_EVENT:
+            lane.first_token_seconds.observe(marks[FIRST_EVENT] - marks[0])
+        if len(marks) > len(PHASES):
+            arrived, _, bounded, placed, held, first, last, settled = marks
+            metrics.OVERHEAD.observe(bounded - arrived + held - placed + settled - last)
             if self.tokens[1] > 1:
-                lane.token_seconds.observe(seconds[5] / (self.tokens[1] - 1))
+                lane.token_seconds.observe((last - first) / (self.tokens[1] - 1))
 
     def fields(self) -> dict[str, Any]:
         """Return what the access log's line has beside what every service's has. No prompt and no answer."""
