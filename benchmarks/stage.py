@@ -36,6 +36,7 @@ class Stage:
     data_dir: Path
     admin: AdminClient
     upstream_port: int
+    ready: dict[str, str]
 
     @property
     def gateway(self) -> tuple[str, int]:
@@ -105,7 +106,7 @@ async def platform(gateways: int, upstream_port: int) -> AsyncIterator[Stage]:
         try:
             ready = await _ready(process, ready_file)
             admin = AdminClient(ready["admin_url"], ready["admin_token"])
-            stage = Stage(ready["base_url"], data_dir, admin, upstream_port)
+            stage = Stage(ready["base_url"], data_dir, admin, upstream_port, ready)
             _point_at_upstream(data_dir / "lanes.yaml", upstream_port)
             yield stage
             await admin.close()

@@ -1,5 +1,6 @@
 """A customer's account in the ledger: opened, granted, capped and read. Billing never moves money itself."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -120,26 +121,30 @@ async def apply(ledger: LedgerClient, operation: Operation) -> Result:
 async def cap(ledger: LedgerClient, customer_id: str) -> CapView:
     """Return the cap, what is used of it, and its latest changes."""
     with ledger_refusals():
-        account = await ledger.account(customer_id)
-        changes = await ledger.cap_changes(customer_id)
-    newest_first = sorted(changes, key=lambda change: change.changed_at, reverse=True)
+        account, changes = await asyncio.gather(ledger.account(customer_id), cap_changes(ledger, customer_id))
     return CapView(
         customer_id=customer_id,
         cap_tokens=account.cap_tokens,
         day_tokens=account.day_tokens,
         day_held_tokens=account.day_held_tokens,
         reset_seconds=account.reset_seconds,
-        changes=[
-            CapChange(
-                cap_tokens=change.cap_tokens,
-                previous_cap_tokens=change.previous_cap_tokens,
-                reason=change.reason,
-                actor=change.actor,
-                changed_at=change.changed_at,
-            )
-            for change in newest_first[:MAX_CAP_CHANGES_SHOWN]
-        ],
+        changes=changes,
     )
+
+
+async def cap_changes(ledger: LedgerClient, customer_id: str) -> list[CapChange]:
+    """Return the latest changes of the cap, newest first."""
+    changes = await ledger.cap_changes(customer_id)
+    return [
+        CapChange(
+            cap_tokens=change.cap_tokens,
+            previous_cap_tokens=change.previous_cap_tokens,
+            reason=change.reason,
+            actor=change.actor,
+            changed_at=change.changed_at,
+        )
+        for change in changes[:MAX_CAP_CHANGES_SHOWN]
+    ]
 
 
 async def account(ledger: LedgerClient, customer_id: str) -> AccountView:

@@ -4,6 +4,7 @@ Made from the ledger's export, folded once (`statement_totals`), and told as JSO
 Of a period whose months are closed nothing depends on when it is made: the same bytes, however often.
 """
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -30,29 +31,42 @@ from darktree_ledger.checkpoints import parse_checkpoint
 from darktree_ledger.client import LedgerClient
 from darktree_ledger.errors import NotInTheLog
 from darktree_ledger.receipts import LogKeyView
-from darktree_ledger.schemas import CapChangeView
+from darktree_ledger.schemas import MAX_PAGE, CapChangeView
 
 ENTRIES_IN_MEMORY_BYTES = 4_000_000  # more go to a temporary file
 
 
 @asynccontextmanager
 async def statement(
-    session: AsyncSession, ledger: LedgerClient, customer_id: str, period: Period, seller: str
+    session: AsyncSession,
+    ledger: LedgerClient,
+    customer_id: str,
+    period: Period,
+    seller: str,
+    *,
+    proven: bool = True,
 ) -> AsyncIterator[Statement]:
-    """Make a statement, for as long as the `with` lasts. Raises UnknownCustomer and the ledger's refusals."""
+    """Make a statement, for as long as the `with` lasts. Raises UnknownCustomer and the ledger's refusals.
+
+    Who only looks at the numbers leaves out the proof, which is a third of the questions to the ledger.
+    """
     customer = await find_customer(session, customer_id)
     ledger = ledger.of(customer_id)
     with tempfile.SpooledTemporaryFile(ENTRIES_IN_MEMORY_BYTES, prefix="dt-statement-") as entries:
         with ledger_refusals():
-            opening = await ledger.as_of(customer_id, period.start)
+            # Which months are closed is asked first: what is exported of them afterwards is whole.
+            opening, months = await asyncio.gather(
+                ledger.as_of(customer_id, period.start), ledger.closed_months()
+            )
+            closed = {f"{month.month:%Y-%m}": month for month in months}
             totals, count = await _fold(ledger, period, opening, entries)
-            closed = {f"{month.month:%Y-%m}": month for month in await ledger.closed_months()}
             sections = await _sections(ledger, customer, period, seller, totals, closed)
             sections["chain"] = {
                 "opening": {"seq": opening.seq, "head": opening.head},
                 "closing": {"seq": totals.seq, "head": totals.head},
             }
-            sections["proof"] = await _proof(ledger, customer_id, period, totals.seq, closed)
+            proof = await _proof(ledger, customer_id, period, totals.seq, closed) if proven else None
+            sections["proof"] = proof
         sections["keys"] = await _keys(session, customer_id, sections["usage_by_key"])
         sections["how_to_verify"] = list(HOW_TO_VERIFY)
         yield Statement({name: sections[name] for name in SECTIONS}, entries, count)
@@ -97,7 +111,11 @@ async def _sections(
 ) -> dict[str, Any]:
     months = {str(Month(day.year, day.month)) for day in period.days}
     sections = totals.sections()
-    account = await ledger.account(customer.id)
+    account, changes, days = await asyncio.gather(
+        ledger.account(customer.id),
+        _cap_changes(ledger, customer.id, period),
+        ledger.days(customer.id, period.first_day, period.last_day),
+    )
     is_running = account.day <= period.last_day
     sections["statement"] = {
         "format": FORMAT,
@@ -116,18 +134,26 @@ async def _sections(
         "email": customer.email,
         "plan": customer.plan,
     }
-    sections["caps"] = await _caps(ledger, customer.id, period, sections["usage_by_day"])
+    refused = {str(day.day): day.refused_requests for day in days}
+    sections["caps"] = _caps(changes, refused, period, sections["usage_by_day"])
     sections["holds"] = {"open": account.open_holds, "held_nanos": account.held_nanos} if is_running else None
     return sections
 
 
-async def _caps(ledger: LedgerClient, customer_id: str, period: Period, used: list[Row]) -> dict[str, Any]:
+async def _cap_changes(ledger: LedgerClient, customer_id: str, period: Period) -> list[CapChangeView]:
+    """Return the cap's changes from the last one before the period on, or all, oldest first."""
+    changes: list[CapChangeView] = []
+    while True:
+        page = await ledger.cap_changes(customer_id, changes[-1].operation_id if changes else None)
+        changes += page
+        if len(page) < MAX_PAGE or page[-1].changed_at < period.start:
+            return changes[::-1]
+
+
+def _caps(
+    changes: list[CapChangeView], refused: dict[str, int], period: Period, used: list[Row]
+) -> dict[str, Any]:
     """Return the cap's history, and each day's cap with what was used of it and refused."""
-    changes = sorted(await ledger.cap_changes(customer_id), key=lambda change: change.changed_at)
-    refused = {
-        str(day.day): day.refused_requests
-        for day in await ledger.days(customer_id, period.first_day, period.last_day)
-    }
     tokens = {row["day"]: row["prompt_tokens"] + row["completion_tokens"] for row in used}
     days = []
     for day in map(str, period.days):

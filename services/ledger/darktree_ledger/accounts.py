@@ -1,64 +1,69 @@
 """Reading: balances, days, caps and entries. Nothing here sums the ledger."""
 
 from collections.abc import Sequence
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from uuid import UUID
 
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import func, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from darktree_kit.errors import BadRequest
 from darktree_ledger.errors import UnknownCustomer
 from darktree_ledger.models import Account, CapChange, DayUsage, Entry, Hold
-from darktree_ledger.reports import HoldPage, HoldView
-from darktree_ledger.schemas import AccountView, CapChangeView, DayView, EntryFilter, EntryPage, EntryView
+from darktree_ledger.reports import HoldPage, HoldView, RecentDays
+from darktree_ledger.schemas import (
+    MAX_PAGE,
+    AccountView,
+    CapChangeView,
+    DayView,
+    EntryFilter,
+    EntryPage,
+    EntryView,
+)
 
 MAX_DAYS = 366
-MAX_CAP_CHANGES = 1_000
+
+# One statement, so that it is one instant. Volatile, the clock is asked once: a join would ask it again for each row.
+_ACCOUNT = text(
+    """WITH clock AS MATERIALIZED (SELECT ledger.clock_now() AS now)
+       SELECT a.customer_id, a.balance_nanos, a.bonus_nanos, a.cap_tokens, a.seq AS entry_count,
+              encode(a.head, 'hex') AS head, d.day,
+              coalesce(u.prompt_tokens + u.completion_tokens, 0) AS day_tokens,
+              h.open_holds, h.held_nanos, h.day_held_tokens,
+              86400 - floor(extract(epoch FROM clock.now AT TIME ZONE 'UTC'))::bigint % 86400 AS reset_seconds
+       FROM clock
+       JOIN ledger.account a ON a.customer_id = :customer_id
+       CROSS JOIN LATERAL (SELECT greatest(a.today, (clock.now AT TIME ZONE 'UTC')::date) AS day) d
+       LEFT JOIN ledger.day_usage u ON u.customer_id = a.customer_id AND u.day = d.day
+       CROSS JOIN LATERAL (
+           SELECT count(*) AS open_holds, coalesce(sum(x.amount_nanos), 0)::bigint AS held_nanos,
+                  coalesce(sum(x.prompt_tokens + x.completion_tokens) FILTER (WHERE x.usage_day = d.day), 0)::bigint
+                      AS day_held_tokens
+           FROM ledger.hold x
+           WHERE x.customer_id = a.customer_id AND x.state = 'open' AND x.expires_at > clock.now) h"""
+)
 
 
 async def account(session: AsyncSession, customer_id: str) -> AccountView:
     """Return the customer's row as it stands, expired holds already left out. Raises UnknownCustomer."""
-    row = await session.get(Account, customer_id)
+    row = (await session.execute(_ACCOUNT, {"customer_id": customer_id})).mappings().one_or_none()
     if row is None:
         raise UnknownCustomer(customer_id)
-    now = (await session.execute(select(func.ledger.clock_now()))).scalar_one()
-    today = max(row.today, now.date())
-    used = await session.get(DayUsage, (customer_id, today))
-    tokens = col(Hold.prompt_tokens) + col(Hold.completion_tokens)
-    open_holds, held_nanos, held_tokens = (
-        await session.execute(
-            select(
-                func.count(),
-                func.coalesce(func.sum(col(Hold.amount_nanos)), 0),
-                func.coalesce(func.sum(tokens).filter(col(Hold.usage_day) == today), 0),
-            ).where(
-                col(Hold.customer_id) == customer_id, col(Hold.state) == "open", col(Hold.expires_at) > now
-            )
-        )
-    ).one()
-    return AccountView(
-        customer_id=customer_id,
-        balance_nanos=row.balance_nanos,
-        bonus_nanos=row.bonus_nanos,
-        held_nanos=int(held_nanos),
-        cap_tokens=row.cap_tokens,
-        day=today,
-        day_tokens=used.prompt_tokens + used.completion_tokens if used else 0,
-        day_held_tokens=int(held_tokens),
-        reset_seconds=86_400 - (now.hour * 3600 + now.minute * 60 + now.second),
-        entry_count=row.seq,
-        open_holds=open_holds,
-        head=row.head.hex(),
-    )
+    return AccountView.model_validate(dict(row))
+
+
+async def recent(session: AsyncSession, customer_id: str, count: int) -> RecentDays:
+    """Return how a customer stands, and the latest so many days up to today. Raises UnknownCustomer."""
+    now = await account(session, customer_id)
+    first = now.day - timedelta(days=count - 1)
+    return RecentDays(account=now, days=await _days(session, customer_id, first, now.day))
 
 
 async def entries(
     session: AsyncSession, customer_id: str, *, limit: int, after: str | None, which: EntryFilter
 ) -> EntryPage:
     """Return a page of entries, newest first. The cursor is a sequence number, so new entries never move a page."""
-    await must_exist(session, customer_id)
     query = select(Entry).where(col(Entry.customer_id) == customer_id)
     if after is not None:
         query = query.where(col(Entry.seq) < _cursor(after))
@@ -69,6 +74,8 @@ async def entries(
         first, last = (datetime.combine(which.day, end, UTC) for end in (time.min, time.max))
         query = query.where(col(Entry.recorded_at).between(first, last))
     rows = (await session.scalars(query.order_by(col(Entry.seq).desc()).limit(limit + 1))).all()
+    if not rows:
+        await must_exist(session, customer_id)
     page = rows[:limit]
     return EntryPage(data=[view(row) for row in page], next=str(page[-1].seq) if len(rows) > limit else None)
 
@@ -108,9 +115,15 @@ async def open_holds(
 
 async def days(session: AsyncSession, customer_id: str, first: date, last: date) -> list[DayView]:
     """Return the days that have anything to tell, oldest first; both ends are included."""
-    await must_exist(session, customer_id)
     if not 0 <= (last - first).days < MAX_DAYS:
         raise BadRequest(f"first and last must be in order and at most {MAX_DAYS} days apart.", param="last")
+    found = await _days(session, customer_id, first, last)
+    if not found:
+        await must_exist(session, customer_id)
+    return found
+
+
+async def _days(session: AsyncSession, customer_id: str, first: date, last: date) -> list[DayView]:
     rows = await session.scalars(
         select(DayUsage)
         .where(col(DayUsage.customer_id) == customer_id, col(DayUsage.day).between(first, last))
@@ -119,15 +132,20 @@ async def days(session: AsyncSession, customer_id: str, first: date, last: date)
     return [DayView.model_validate(row, from_attributes=True) for row in rows]
 
 
-async def cap_changes(session: AsyncSession, customer_id: str) -> Sequence[CapChangeView]:
-    """Return the newest changes of the daily cap, newest first."""
-    await must_exist(session, customer_id)
-    rows = await session.scalars(
-        select(CapChange)
-        .where(col(CapChange.customer_id) == customer_id)
-        .order_by(col(CapChange.changed_at).desc(), col(CapChange.operation_id).desc())
-        .limit(MAX_CAP_CHANGES)
-    )
+async def cap_changes(
+    session: AsyncSession, customer_id: str, after: UUID | None = None
+) -> Sequence[CapChangeView]:
+    """Return the newest changes of the daily cap, newest first; `after` is the id of the last of the page before."""
+    place = tuple_(col(CapChange.changed_at), col(CapChange.operation_id))
+    query = select(CapChange).where(col(CapChange.customer_id) == customer_id)
+    if after is not None:
+        last = await session.get(CapChange, after)
+        if last is None or last.customer_id != customer_id:
+            raise BadRequest("after must be a change of this cap.", param="after", code="invalid_value")
+        query = query.where(place < (last.changed_at, last.operation_id))
+    rows = (await session.scalars(query.order_by(place.desc()).limit(MAX_PAGE))).all()
+    if not rows:
+        await must_exist(session, customer_id)
     return [CapChangeView.model_validate(row, from_attributes=True) for row in rows]
 
 

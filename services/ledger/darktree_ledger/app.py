@@ -29,7 +29,7 @@ from darktree_ledger import (
 )
 from darktree_ledger.batches import Batches
 from darktree_ledger.reconciliation import Patrol
-from darktree_ledger.reports import HoldPage
+from darktree_ledger.reports import HoldPage, RecentDays
 from darktree_ledger.schemas import (
     CUSTOMER_ID_PATTERN,
     MAX_PAGE,
@@ -112,6 +112,16 @@ async def read_account(customer_id: _CustomerId, session: Session, _: _Caller) -
     return await accounts.account(session, customer_id)
 
 
+@router.get("/accounts/{customer_id}/recent")
+async def read_recent(
+    customer_id: _CustomerId,
+    session: Session,
+    _: _Caller,
+    days: Annotated[int, Query(ge=1, le=accounts.MAX_DAYS, description="How many, today included.")] = 30,
+) -> RecentDays:
+    return await accounts.recent(session, customer_id, days)
+
+
 @router.get("/accounts/{customer_id}/entries")
 async def read_entries(
     customer_id: _CustomerId,
@@ -154,8 +164,13 @@ async def read_days(
 
 
 @router.get("/accounts/{customer_id}/cap-changes")
-async def read_cap_changes(customer_id: _CustomerId, session: Session, _: _Caller) -> list[CapChangeView]:
-    return list(await accounts.cap_changes(session, customer_id))
+async def read_cap_changes(
+    customer_id: _CustomerId,
+    session: Session,
+    _: _Caller,
+    after: Annotated[UUID | None, Query(description="`operation_id` of the last of the page before.")] = None,
+) -> list[CapChangeView]:
+    return list(await accounts.cap_changes(session, customer_id, after))
 
 
 @router.post("/check", summary="Compare every projection with its entries and recompute every chain")

@@ -21,7 +21,7 @@ from darktree_kit.http import InternalClient
 from darktree_ledger.books_schemas import AsOf, ClosedMonth, MonthBalance, MonthTotals, TrialBalanceRow
 from darktree_ledger.errors import NotInTheLog, OperationConflict, UnknownCustomer
 from darktree_ledger.receipts import ConsistencyProof, InclusionProof, LogKeyView, Receipt
-from darktree_ledger.reports import HoldPage, LaneTokens, Reconciliation, UsageRow
+from darktree_ledger.reports import HoldPage, LaneTokens, RecentDays, Reconciliation, UsageRow
 from darktree_ledger.schemas import (
     MAX_OPERATIONS_PER_BATCH,
     OPERATIONS,
@@ -104,6 +104,11 @@ class LedgerClient:
     async def account(self, customer_id: str) -> AccountView:
         return AccountView.model_validate_json(await self._http.call("GET", f"/v1/accounts/{customer_id}"))
 
+    async def recent(self, customer_id: str, days: int) -> RecentDays:
+        """Return how a customer stands, and the latest so many days, today's included."""
+        path, params = f"/v1/accounts/{customer_id}/recent", {"days": str(days)}
+        return RecentDays.model_validate_json(await self._http.call("GET", path, params=params))
+
     async def entries(
         self,
         customer_id: str,
@@ -145,8 +150,10 @@ class LedgerClient:
         content = await self._http.call("GET", path, params={"first": str(first), "last": str(last)})
         return [UsageRow.model_validate(row) for row in orjson.loads(content)]
 
-    async def cap_changes(self, customer_id: str) -> list[CapChangeView]:
-        content = await self._http.call("GET", f"/v1/accounts/{customer_id}/cap-changes")
+    async def cap_changes(self, customer_id: str, after: UUID | None = None) -> list[CapChangeView]:
+        """Return a page of changes, newest first; `after` is the id of the last of the page before."""
+        path, params = f"/v1/accounts/{customer_id}/cap-changes", {"after": str(after)} if after else {}
+        content = await self._http.call("GET", path, params=params)
         return [CapChangeView.model_validate(row) for row in orjson.loads(content)]
 
     async def receipt(self, customer_id: str, seq: int) -> Receipt | None:

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field
 
-from darktree_ledger.schemas import Problem
+from darktree_ledger.schemas import AccountView, DayView, Problem
 
 
 class Reconciliation(BaseModel):
@@ -66,3 +66,10 @@ class UsageRow(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     amount_nanos: int
+
+
+class RecentDays(BaseModel):
+    """How a customer stands now, and the latest days up to today that have anything to tell, oldest first."""
+
+    account: AccountView
+    days: list[DayView]

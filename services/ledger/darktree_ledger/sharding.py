@@ -16,7 +16,7 @@ from uuid import UUID
 from darktree_ledger.books_schemas import AsOf, ClosedMonth, MonthBalance, MonthTotals, TrialBalanceRow
 from darktree_ledger.client import LedgerClient
 from darktree_ledger.receipts import ConsistencyProof, InclusionProof, LogKeyView, Receipt
-from darktree_ledger.reports import HoldPage, LaneTokens, Reconciliation, UsageRow
+from darktree_ledger.reports import HoldPage, LaneTokens, RecentDays, Reconciliation, UsageRow
 from darktree_ledger.schemas import (
     HOUSE,
     AccountView,
@@ -96,6 +96,9 @@ class ShardedLedger(LedgerClient):
     async def account(self, customer_id: str) -> AccountView:
         return await self.of(customer_id).account(customer_id)
 
+    async def recent(self, customer_id: str, days: int) -> RecentDays:
+        return await self.of(customer_id).recent(customer_id, days)
+
     async def entries(
         self,
         customer_id: str,
@@ -131,8 +134,8 @@ class ShardedLedger(LedgerClient):
     async def usage(self, customer_id: str, first: date, last: date) -> list[UsageRow]:
         return await self.of(customer_id).usage(customer_id, first, last)
 
-    async def cap_changes(self, customer_id: str) -> list[CapChangeView]:
-        return await self.of(customer_id).cap_changes(customer_id)
+    async def cap_changes(self, customer_id: str, after: UUID | None = None) -> list[CapChangeView]:
+        return await self.of(customer_id).cap_changes(customer_id, after)
 
     async def receipt(self, customer_id: str, seq: int) -> Receipt | None:
         return await self.of(customer_id).receipt(customer_id, seq)

@@ -42,10 +42,11 @@ async def read_usage(
 
 async def usage(session: AsyncSession, customer_id: str, first: date, last: date) -> list[UsageRow]:
     """Return what was charged, oldest day first. Raises UnknownCustomer, and BadRequest for too many days."""
-    await must_exist(session, customer_id)
     if not 0 <= (last - first).days < MAX_DAYS:
         raise BadRequest(f"first and last must be in order and at most {MAX_DAYS} days apart.", param="last")
     start = datetime.combine(first, time(), UTC)
     parameters = {"customer_id": customer_id, "start": start, "first": first, "last": last}
-    rows = (await session.execute(_USAGE, parameters)).mappings()
+    rows = (await session.execute(_USAGE, parameters)).mappings().all()
+    if not rows:
+        await must_exist(session, customer_id)
     return [UsageRow.model_validate(dict(row)) for row in rows]

@@ -1,7 +1,6 @@
 """The daily cap: what it is, what happened at it, how it came to be, and a way to ask for another."""
 
 import asyncio
-from datetime import timedelta
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -61,17 +60,15 @@ async def _page(
     problems: dict[str, str] | None = None,
     typed: dict[str, str] | None = None,
 ) -> Response:
-    account = await accounts.account(ledger, me.customer_id)
     with accounts.ledger_refusals():
-        days, cap = await asyncio.gather(
-            ledger.days(me.customer_id, account.day - timedelta(days=SHOWN_DAYS - 1), account.day),
-            accounts.cap(ledger, me.customer_id),
+        recent, changes = await asyncio.gather(
+            ledger.recent(me.customer_id, SHOWN_DAYS), accounts.cap_changes(ledger, me.customer_id)
         )
     asked = await requests.list_cap_requests(session, me.customer_id, limit=SHOWN_REQUESTS)
     values = {
-        "account": account,
-        "changes": cap.changes,
-        "days": [day for day in reversed(days) if day.requests or day.refused_requests],
+        "account": recent.account,
+        "changes": changes,
+        "days": [day for day in reversed(recent.days) if day.requests or day.refused_requests],
         "asked": asked.data,
         "open": next((one for one in asked.data if one.state == "open"), None),
         "problems": problems or {},

@@ -43,9 +43,9 @@ class Standing:
 
 async def standing(ledger: LedgerClient, plans: Plans, customer_id: str) -> Standing:
     """Return how a customer stands now."""
-    account = await accounts.account(ledger, customer_id)
     with accounts.ledger_refusals():
-        days = await ledger.days(customer_id, account.day - timedelta(days=SHOWN_DAYS - 1), account.day)
+        recent = await ledger.recent(customer_id, SHOWN_DAYS)
+    account, days = recent.account, recent.days
     pace = pace_nanos(days, account.day)
     return Standing(
         account=account,

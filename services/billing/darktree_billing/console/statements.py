@@ -2,7 +2,7 @@
 
 import asyncio
 from datetime import date
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
 from sqlalchemy import select
@@ -20,7 +20,6 @@ from darktree_billing.statement_period import PERIOD_PATTERN, Period
 from darktree_billing.statements import statement
 from darktree_kit.db import Session
 from darktree_kit.errors import BadRequest
-from darktree_ledger.client import LedgerClient
 
 MAX_MONTHS = 36
 
@@ -45,12 +44,11 @@ async def list_statements(
             return RedirectResponse(f"/console/statements/{period}", 303)
         except ValueError:
             problem = "Choose a first and a last day, in order and at most a year apart."
-    account = await accounts.account(ledger, me.customer_id)
     with accounts.ledger_refusals():
-        closed = {str(month.month)[:7] for month in await ledger.closed_months()}
+        account, closed = await asyncio.gather(ledger.account(me.customer_id), ledger.closed_months())
     values = {
         "months": await _months(session, me, account.day),
-        "closed": closed,
+        "closed": {str(month.month)[:7] for month in closed},
         "problem": problem,
         "first": first,
         "last": last,
@@ -83,15 +81,9 @@ async def download_statement(
 async def read_statement(
     period: PeriodInPath, request: Request, me: TheMember, session: Session, ledger: TheLedger
 ) -> Response:
-    sections = await _sections(request, me, session, ledger, _period(period))
-    return render(request, "statement.html", {"period": _period(period), "s": sections})
-
-
-async def _sections(
-    request: Request, me: SignedIn, session: Session, ledger: LedgerClient, period: Period
-) -> dict[str, Any]:
-    async with statement(session, ledger, me.customer_id, period, request.app.state.seller_name) as made:
-        return dict(made.sections)
+    chosen, seller = _period(period), request.app.state.seller_name
+    async with statement(session, ledger, me.customer_id, chosen, seller, proven=False) as made:
+        return render(request, "statement.html", {"period": chosen, "s": made.sections})
 
 
 async def _months(session: Session, me: SignedIn, today: date) -> list[Month]:

@@ -1,6 +1,5 @@
 """Usage by day, model and key: a chart, and the same numbers as tables."""
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -54,14 +53,12 @@ async def read_usage(
     days: Annotated[int, Query(ge=1, le=90)] = 30,
     by: Literal["model", "key"] = "model",
 ) -> HTMLResponse:
-    account = await accounts.account(ledger, me.customer_id)
-    shown = [account.day - timedelta(days=days - 1 - place) for place in range(days)]
     with accounts.ledger_refusals():
-        rows, counted = await asyncio.gather(
-            ledger.usage(me.customer_id, shown[0], shown[-1]),
-            ledger.days(me.customer_id, shown[0], shown[-1]),
-        )
-    refused = {row.day: row.refused_requests for row in counted}
+        recent = await ledger.recent(me.customer_id, days)
+        account = recent.account
+        shown = [account.day - timedelta(days=days - 1 - place) for place in range(days)]
+        rows = await ledger.usage(me.customer_id, shown[0], shown[-1])
+    refused = {row.day: row.refused_requests for row in recent.days}
     models = {model.id: model.display_name for model in plans_file.current().models}
     known = (await keys.list_keys(session, me.customer_id, MAX_PAGE, None)).data
     names = {key.id: f"{key.name} …{key.last4}" for key in known}
