@@ -8,16 +8,21 @@ from darktree_billing.reconciliation_schemas import ReconciliationReport
 from darktree_cli.connection import DataDirOption, administer
 from darktree_cli.output import Output, OutputOption, Row, dollars, show
 
+UNKNOWN = "unknown"
+
 
 def command(output: OutputOption = Output.TABLE, data_dir: DataDirOption = None) -> None:
     """Hold the ledger against everything that it can be held against; exit code 1 when something does not agree."""
     report = administer(data_dir, lambda admin: admin.reconciliation())
+    rows = list(_rows(report))
     note = (
         "\nAll that could be compared agrees."
         if report.agrees
         else "\nSomething does not agree: see docs/runbooks.md."
     )
-    show(output, report, ("what", "state", "detail"), list(_rows(report)), note)
+    if unknown := [what for what, state, _ in rows if state == UNKNOWN]:
+        note += f" Not compared yet: {', '.join(unknown)}."
+    show(output, report, ("what", "state", "detail"), rows, note)
     if not report.agrees:
         raise typer.Exit(1)
 
@@ -31,7 +36,7 @@ def _rows(report: ReconciliationReport) -> Iterator[Row]:
         )
         yield f"lane {lane.lane}", _state(lane.agrees), detail
     if not report.lanes:
-        yield "lanes", "unknown", "no engine was read an hour ago or earlier"
+        yield "lanes", UNKNOWN, "no engine was read an hour ago or earlier"
     stripe = report.stripe
     for row in stripe.exceptions:
         difference = f"{row.count} open, the ledger has {dollars(row.difference_nanos)} more"
@@ -49,7 +54,7 @@ def _rows(report: ReconciliationReport) -> Iterator[Row]:
         found = f"{problem.what}: expected {problem.expected}, found {problem.found}"
         yield f"projection of {problem.customer_id}", _state(False), found
     if not ledger.problems:
-        yield "projection", _state(True), checked
+        yield "projection", _state(True) if ledger.checked_at else UNKNOWN, checked
     lag = f"{ledger.unsealed_entries} entries, the oldest {ledger.unsealed_seconds:.0f} s old"
     yield "not in the log yet", _state(report.seal_agrees), lag
 

@@ -200,6 +200,15 @@ def test_the_roll_forward_is_by_customer_and_adds_up_to_deferred_revenue(books: 
     assert deferred == -79_625_500_000
 
 
+def test_a_refund_that_failed_leaves_the_column_it_came_from() -> None:
+    scene = november()
+    for reference, dollars in (("re_2", 20), ("du_1", 3)):
+        scene.entry("zeta", "reinstatement", "stripe_clearing", "customer_credits", dollars * NANOS_PER_DOLLAR,
+                    day=24, reference=reference)  # fmt: skip
+    rows = {row.customer_id: row.moved for row in make_books(scene.facts()).roll_forward}
+    assert (rows["zeta"]["refunded"], rows["zeta"]["disputed"]) == (0, 3 * NANOS_PER_DOLLAR)
+
+
 def test_the_trial_balance_sums_to_zero_and_the_journal_makes_it(books: Books) -> None:
     assert sum(row.books_cents for row in books.trial_balance) == 0
     assert sum(row.ledger_nanos for row in books.trial_balance) == 0

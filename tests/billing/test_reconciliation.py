@@ -159,6 +159,7 @@ def test_the_command_line_reports_all_four_and_exits_with_1_when_one_differs(own
     }
     good = run(app, ["reconcile"], env=environment)
     assert (good.exit_code, "All that could be compared agrees." in good.output) == (0, True)
+    assert "Not compared yet: lanes" in good.output
     assert all(what in good.output for what in ("lanes", "Stripe", "projection", "not in the log yet"))
     own_platform.sql(
         "INSERT INTO billing.engine_run VALUES ('standard', 'e', now(), 10^6, 10^6, 0, 0);" + MARK
