@@ -193,8 +193,9 @@ async def measure(rounds: int) -> dict[str, Any]:
                 page.looks.append(await look(browser, stage, cookie, paths[page.name]))
                 after = cpu_seconds(processes)
                 for name in processes:
-                    spent = (after[name] - before[name]) * 1000 / rounds
-                    page.cpu_ms[name] = page.cpu_ms.get(name, 0.0) + spent
+                    page.cpu_ms[name] = (
+                        page.cpu_ms.get(name, 0.0) + (after[name] - before[name]) * 1000 / rounds
+                    )
         await browser.close()
     return {page.name: page.summary() for page in pages}
 

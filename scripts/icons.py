@@ -9,7 +9,7 @@ NAMES = (
     "external-link", "file-text", "gauge", "house", "inbox", "key-round", "log-out", "menu", "scroll-text", "server",
     "shield", "shield-check", "users", "wallet", "x",
 )  # fmt: skip
-TARGET = Path(__file__).parents[1] / "services/billing/darktree_billing/console/static/icons.svg"
+TARGET = Path(__file__).parents[1] / "services/billing/darktree_billing/console/templates/icons.svg"
 
 
 def sprite(folder: Path) -> str:

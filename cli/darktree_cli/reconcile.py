@@ -20,7 +20,7 @@ def command(output: OutputOption = Output.TABLE, data_dir: DataDirOption = None)
         if report.agrees
         else "\nSomething does not agree: see docs/runbooks.md."
     )
-    if unknown := [what for what, state, _ in rows if state == UNKNOWN]:
+    if unknown := [str(what) for what, state, _ in rows if state == UNKNOWN]:
         note += f" Not compared yet: {', '.join(unknown)}."
     show(output, report, ("what", "state", "detail"), rows, note)
     if not report.agrees:

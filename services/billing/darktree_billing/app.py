@@ -22,6 +22,7 @@ from darktree_billing import (
 from darktree_billing.books_key import load_books_key
 from darktree_billing.chart import load_chart
 from darktree_billing.console import pages
+from darktree_billing.console.assets import Assets
 from darktree_billing.console.headers import PageHeaders
 from darktree_billing.keys import Peppers
 from darktree_billing.plans import PlansFile
@@ -73,7 +74,7 @@ def make_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         title="Darktree billing",
         description=DESCRIPTION,
-        before=[page_headers],
+        before=[page_headers, Assets],
     )
     app.state.callers = Callers(
         {

@@ -252,7 +252,9 @@ def _roll_forward(facts: Facts) -> list[RollForward]:
         sign = (row.credit_account == CUSTOMER_CREDITS) - (row.debit_account == CUSTOMER_CREDITS)
         if sign:
             moved[row.customer_id][COLUMNS[row.kind]] += sign * (row.amount_nanos - row.bonus_nanos)
-    for line in facts.lines:  # totals do not say what a reinstatement undoes; no column's loss changes the sum
+    for (
+        line
+    ) in facts.lines:  # totals do not say what a reinstatement undoes; no column's loss changes the sum
         if line.credit_account == CUSTOMER_CREDITS and (kind := _kind(line)) != line.kind:
             nanos = line.amount_nanos - line.bonus_nanos
             moved[line.customer_id][COLUMNS[line.kind]] -= nanos

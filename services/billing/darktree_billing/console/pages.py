@@ -10,7 +10,6 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
 from darktree_billing.console import (
-    assets,
     budget,
     buy,
     cap,
@@ -43,7 +42,6 @@ def install(app: FastAPI, settings: Settings) -> None:
     app.state.team = team_addresses(settings.team_emails)
     app.state.post = make_post(settings)
     app.state.address_limit = AddressLimit(settings.links_per_address, clock.monotonic)
-    app.include_router(assets.router)
     for part in (sign_in, home, usage, entries, keys_page, buy, statements, cap, budget, dedicated, people):
         app.include_router(part.router)
     for kind in (ApiError, RequestValidationError, HTTPException, Exception):

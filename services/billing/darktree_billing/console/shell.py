@@ -45,7 +45,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters.update(formats.FILTERS)
-    made.globals.update(static=assets.address, percent=formats.percent)
+    made.globals.update(static=assets.address, icon=assets.icon, percent=formats.percent)
     return made
 
 
