@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from darktree_billing.statement_csv import csv_text
 from darktree_billing.statement_json import SECTIONS, Statement
-from darktree_billing.statement_page import aligned, printable
+from darktree_billing.statement_letters import fitted, marked, printable, width_of
+from darktree_billing.statement_page import BOLD, aligned
 from darktree_billing.statement_pdf import pdf_bytes
 from darktree_billing.statement_period import Period
 from darktree_billing.statement_totals import Totals
@@ -114,6 +115,7 @@ def test_the_equation_holds_and_all_formats_have_its_totals(events: list[tuple[A
     content = pdf_bytes(statement, "ab")
     assert content == pdf_bytes(statement, "ab")
     text = "".join(page.get_textpage().get_text_range() for page in pypdfium2.PdfDocument(content))
+    assert "Łódź 株式会社 & <Söhne>".replace("Łódź", "Lódz") in text
     for name in ("closing_nanos", "usage_nanos", "purchases_nanos"):
         told = aligned([totals[field] for field in _EQUATION])[_EQUATION.index(name)]
         assert told.replace("\u2013", "-") in text.replace("\u2013", "-"), (name, told)
@@ -132,7 +134,16 @@ def test_amounts_of_a_column_line_up_and_are_exact() -> None:
 
 def test_letters_that_not_every_reader_has_are_told_by_the_nearest() -> None:
     assert printable("Żółć & Łódź, Škoda €5 – ok") == "Zólc & Lódz, Škoda €5 – ok"
-    assert printable("株") == "?"
+    assert printable("株式会社 ش") == "株式会社 ?"
+
+
+def test_east_asian_letters_are_set_in_the_font_of_their_language() -> None:
+    assert marked("A & 株") == 'A &amp; <font name="STSong-Light">株</font>'
+    assert marked("株の") == '<font name="HeiseiKakuGo-W5">株の</font>'
+    assert marked("서울 Ltd") == '<font name="HYGothic-Medium">서울</font> Ltd'
+    name, size = fitted("株式会社" * 10, BOLD, 17, 200)
+    assert (name[-1], size) == ("…", 8)
+    assert width_of(name, BOLD, size) <= 200
 
 
 @pytest.mark.parametrize(

@@ -240,6 +240,46 @@ async def test_days_and_cap_changes_are_read_back(
     (today,) = await billing.days("acme", day - timedelta(days=1), day)
     assert (today.day, today.requests, today.prompt_tokens, today.completion_tokens) == (day, 1, 10, 5)
     assert [change.cap_tokens for change in await billing.cap_changes("acme")] == [500, 1_000]
+    recent = await billing.recent("acme", 2)
+    assert (recent.account, recent.days) == (await billing.account("acme"), [today])
+
+
+async def test_recent_days_end_with_the_customers_today(
+    billing: LedgerClient, ledger: Any, build: Any
+) -> None:
+    for day in (20, 21, 23):
+        ledger.set_clock(f"timestamptz '2099-11-{day} 12:00Z'")
+        placed = build.hold("acme", 10, 20)
+        assert ledger.one(build.grant("acme", build.dollar)).outcome == ledger.one(placed).outcome == "done"
+    ledger.set_clock("timestamptz '2099-11-24 23:59:59Z'")
+
+    async def days(count: int) -> list[int]:
+        return [day.day.day for day in (await billing.recent("acme", count)).days]
+
+    assert [await days(count) for count in (1, 2, 4, 5, 366)] == [
+        [],
+        [23],
+        [21, 23],
+        [20, 21, 23],
+        [20, 21, 23],
+    ]
+    account = (await billing.recent("acme", 1)).account
+    assert (account.day.day, account.reset_seconds, account.open_holds) == (24, 1, 0)
+
+
+async def test_changes_of_the_cap_come_in_pages(billing: LedgerClient, build: Any) -> None:
+    caps = [2_000 + number for number in range(MAX_PAGE)]
+    await billing.apply_batch([build.cap("acme", cap) for cap in caps])  # all at one instant
+    await billing.apply(build.cap("acme", 7))
+    newest = await billing.cap_changes("acme")
+    rest = await billing.cap_changes("acme", newest[-1].operation_id)
+    assert (len(newest), newest[0].cap_tokens) == (MAX_PAGE, 7)
+    assert (len(rest), rest[-1].cap_tokens) == (2, 1_000)
+    assert sorted(change.cap_tokens for change in [*newest, *rest]) == [7, 1_000, *caps]
+    assert await billing.cap_changes("acme", rest[-1].operation_id) == []
+    with pytest.raises(ApiError) as refused:
+        await billing.cap_changes("other", rest[-1].operation_id)
+    assert refused.value.param == "after"
 
 
 @pytest.mark.parametrize(

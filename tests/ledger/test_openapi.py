@@ -22,6 +22,7 @@ CHECK = "POST /v1/check"
 LABELS = [
     OPERATIONS,
     "GET /v1/accounts/{customer_id}",
+    "GET /v1/accounts/{customer_id}/recent",
     "GET /v1/accounts/{customer_id}/entries",
     "GET /v1/accounts/{customer_id}/holds/{hold_id}/entries",
     "GET /v1/holds",

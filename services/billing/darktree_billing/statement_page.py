@@ -1,13 +1,11 @@
 """What a statement's pages are drawn with: type, colours, exact amounts in columns, and the chart of usage by day."""
 
-import unicodedata
 from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
 from reportlab.lib.colors import HexColor
 from reportlab.lib.styles import ParagraphStyle
-from reportlab.pdfbase.pdfmetrics import stringWidth
 from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import Flowable, KeepTogether, Paragraph, Spacer, Table
 
@@ -24,38 +22,6 @@ HEADING = ParagraphStyle(
     "heading", BODY, fontName=BOLD, fontSize=11, leading=14, spaceBefore=14, spaceAfter=4
 )
 MAX_ROWS_KEPT_TOGETHER = 12
-SMALLEST_HEADLINE = 8
-_PLAIN = str.maketrans({"Ł": "L", "ł": "l", "Đ": "D", "đ": "d", "ı": "i", "ħ": "h", "Ħ": "H", "\u2212": "-"})
-
-
-def printable(text: str) -> str:
-    """Return text in letters that every reader of PDF has: where it must, the nearest. The JSON has the exact text."""
-    return "".join(letter if _is_western(letter) else _nearest(letter) for letter in text)
-
-
-def _is_western(letter: str) -> bool:
-    try:
-        letter.encode("cp1252")
-    except UnicodeEncodeError:
-        return False
-    return letter.isprintable()
-
-
-def _nearest(letter: str) -> str:
-    plain = unicodedata.normalize("NFKD", letter.translate(_PLAIN))
-    kept = "".join(part for part in plain if _is_western(part) and not unicodedata.combining(part))
-    return kept or "?"
-
-
-def fitted(text: str, font: str, size: int, width: float) -> tuple[str, int]:
-    """Return text and a size in which it fits a width: smaller where it is long, and cut where it is longer still."""
-    while size > SMALLEST_HEADLINE and stringWidth(text, font, size) > width:
-        size -= 1
-    if stringWidth(text, font, size) > width:
-        while stringWidth(text + "…", font, size) > width:
-            text = text[:-1]
-        text += "…"
-    return text, size
 
 
 def count(number: int) -> str:

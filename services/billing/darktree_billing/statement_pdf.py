@@ -25,6 +25,7 @@ from reportlab.platypus import (
 
 from darktree_billing.statement_csv import EQUATION
 from darktree_billing.statement_json import HOW_TO_VERIFY, Statement
+from darktree_billing.statement_letters import draw, fitted, marked, printable, width_of
 from darktree_billing.statement_page import (
     ACCENT,
     BODY,
@@ -43,8 +44,6 @@ from darktree_billing.statement_page import (
     aligned,
     count,
     day_of,
-    fitted,
-    printable,
     table,
 )
 
@@ -110,10 +109,8 @@ def _letter_head(canvas: Canvas, told: Part) -> None:
     canvas.setFillColor(ACCENT)
     canvas.rect(0, PAGE_HEIGHT - 10, PAGE_WIDTH, 10, stroke=0, fill=1)
     canvas.setFillColor(INK)
-    seller = printable(told["seller"])
-    seller, size = fitted(seller, BOLD, 17, WIDTH - 165)
-    canvas.setFont(BOLD, size)
-    canvas.drawString(MARGIN, top - 14, seller)
+    seller, size = fitted(told["seller"], BOLD, 17, WIDTH - 165)
+    draw(canvas, MARGIN, top - 14, seller, BOLD, size)
     canvas.setFont(REGULAR, 17)
     canvas.setFillColor(ACCENT)
     canvas.drawRightString(PAGE_WIDTH - MARGIN, top - 14, "Usage statement")
@@ -126,19 +123,18 @@ def _running_head(canvas: Canvas, told: Part, customer: Part) -> None:
     canvas.setFillColor(FAINT)
     canvas.setFont(REGULAR, 8)
     canvas.drawString(MARGIN, top, told["number"])
-    canvas.drawRightString(
-        PAGE_WIDTH - MARGIN, top, fitted(printable(customer["name"]), REGULAR, 8, WIDTH / 2)[0]
-    )
+    name, size = fitted(customer["name"], REGULAR, 8, WIDTH / 2)
+    draw(canvas, PAGE_WIDTH - MARGIN - width_of(name, REGULAR, size), top, name, REGULAR, size)
     canvas.setStrokeColor(RULE)
     canvas.line(MARGIN, top - 6, PAGE_WIDTH - MARGIN, top - 6)
 
 
 def _parties(parts: Part) -> Table:
     told, customer = parts["statement"], parts["customer"]
-    name = Paragraph(f"<b>{escape(printable(customer['name']))}</b>", BODY)
+    name = Paragraph(f"<b>{marked(customer['name'])}</b>", BODY)
     lines = [customer["id"], customer["email"], f"Plan: {customer['plan']}"]
     who = [Paragraph("FOR", SMALL), name]
-    who += [Paragraph(escape(printable(line)), BODY) for line in lines if line]
+    who += [Paragraph(marked(line), BODY) for line in lines if line]
     status = {
         "final": "Final: its books are closed",
         "preliminary": "Preliminary: its books are open",
@@ -259,11 +255,11 @@ def _usage_tables(parts: Part) -> list[Flowable]:
     ]
     colour = FAINT.hexval().replace("0x", "#")
     with_price = [
-        f"{escape(printable(row['model'] or '-'))}<br/>"
+        f"{marked(row['model'] or '-')}<br/>"
         f"<font size='7' color='{colour}'>{_price(*pair)} per 1,000 tokens</font>"
         for row, pair in zip(models, prices, strict=True)
     ]
-    by_key = [escape(printable(key_name(row["key_id"]))) for row in parts["usage_by_key"]]
+    by_key = [marked(key_name(row["key_id"])) for row in parts["usage_by_key"]]
     by_day = [day_of(row["day"]) for row in parts["usage_by_day"]]
     return [
         *_usage("Usage by model", "model and price", with_price, models),
@@ -299,9 +295,7 @@ def _activity(lines: list[Part]) -> list[Flowable]:
         if line["amount_nanos"] and not line["effect_nanos"]:
             what += f" ({aligned([line['amount_nanos']])[0]} that had been used; the balance stays)"
         kind = line["kind"].capitalize()
-        rows.append(
-            [day_of(line["recorded_at"][:10]), kind, Paragraph(escape(printable(what)), BODY), effect]
-        )
+        rows.append([day_of(line["recorded_at"][:10]), kind, Paragraph(marked(what), BODY), effect])
     head = ["date", "kind", "reason and reference", "effect on the balance"]
     return table("Purchases, bonus credits and adjustments", head, rows, [82, 80, WIDTH - 272, 110], 3)
 
@@ -311,7 +305,7 @@ def _caps(caps: Part) -> list[Flowable]:
     for change in caps["changes"]:
         was = change["previous_cap_tokens"]
         at = change["changed_at"][:16].replace("T", " ")
-        reason = Paragraph(escape(printable(change["reason"])), BODY)
+        reason = Paragraph(marked(change["reason"]), BODY)
         rows.append([at, reason, "-" if was is None else count(was), count(change["cap_tokens"])])
     story: list[Flowable] = []
     if rows:
@@ -340,7 +334,7 @@ def _absorbed(rows: list[Part]) -> list[Flowable]:
     lines = [
         [
             day_of(row["day"]),
-            printable(row["model"]),
+            Paragraph(marked(row["model"]), BODY),
             count(row["prompt_tokens"] + row["completion_tokens"]),
             amount,
         ]
