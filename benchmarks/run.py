@@ -211,6 +211,22 @@ def operator(found: dict[str, Any] | None) -> list[str]:
     ]
 
 
+def console(pages: dict[str, dict[str, Any]]) -> list[str]:
+    """Return what was measured of the console's pages, as Markdown."""
+    lines = [
+        "",
+        "| page of the console, nothing cached | loaded after ms | at most | first byte | KB | requests | CPU ms: "
+        "billing | ledger | Postgres |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in pages.items():
+        figures = ("loaded_ms", "loaded_ms_at_most", "first_byte_ms", "kilobytes", "requests")
+        cells = [name, *(str(found[figure]) for figure in figures)]
+        cells += [f"{found['cpu_ms'][part]:.0f}" for part in ("billing", "ledger", "postgres")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 def report(
     rows: list[Row], ledger: dict[str, float], stopped: dict[str, object], memory: dict[str, float]
 ) -> list[str]:
@@ -274,7 +290,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each round (default: 5)")
     parser.add_argument("--rounds", type=int, default=3, help="medians of so many rounds (default: 3)")
-    parser.add_argument("--only", choices=["platform", "books", "operator"], help="measure only this part")
+    parser.add_argument(
+        "--only", choices=["platform", "books", "operator", "console"], help="measure only this part"
+    )
     parser.add_argument("--output", type=Path, help="write the report here too")
     chosen = parser.parse_args()
     lines = asyncio.run(measure_platform(chosen)) if chosen.only in {None, "platform"} else []
@@ -282,6 +300,8 @@ if __name__ == "__main__":
         lines += books(measure_database(chosen), measure_alone("verify"), measure_alone("statement"))
     if chosen.only in {None, "operator"}:
         lines += operator(measure_alone("lanes"))
+    if chosen.only in {None, "console"}:
+        lines += console(measure_alone("console"))
     text = "\n".join(lines) + "\n"
     print(text)
     if chosen.output:

@@ -133,7 +133,7 @@ async def cap(ledger: LedgerClient, customer_id: str) -> CapView:
 
 
 async def cap_changes(ledger: LedgerClient, customer_id: str) -> list[CapChange]:
-    """Return the latest changes of the cap, newest first."""
+    """Return the latest changes of the cap, newest first. Raises the ledger's refusals."""
     changes = await ledger.cap_changes(customer_id)
     return [
         CapChange(

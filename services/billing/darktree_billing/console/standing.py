@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
-from darktree_billing import accounts
 from darktree_billing.plans import Plans, tokens_bought
 from darktree_ledger.client import LedgerClient
 from darktree_ledger.schemas import AccountView, DayView
@@ -42,9 +41,8 @@ class Standing:
 
 
 async def standing(ledger: LedgerClient, plans: Plans, customer_id: str) -> Standing:
-    """Return how a customer stands now."""
-    with accounts.ledger_refusals():
-        recent = await ledger.recent(customer_id, SHOWN_DAYS)
+    """Return how a customer stands now. Raises the ledger's refusals."""
+    recent = await ledger.recent(customer_id, SHOWN_DAYS)
     account, days = recent.account, recent.days
     pace = pace_nanos(days, account.day)
     return Standing(

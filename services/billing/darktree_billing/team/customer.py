@@ -3,6 +3,7 @@
 Forms that move money carry an id that was made with the page, so that a form sent twice is one grant.
 """
 
+import asyncio
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -26,6 +27,7 @@ from darktree_ledger.client import LedgerClient
 from darktree_ledger.schemas import MAX_TOKENS
 
 ENTRIES_SHOWN = 10
+CHANGES_SHOWN = 8
 ENTRIES_A_PAGE = 50
 MAX_KEYS_SHOWN = 100
 ROOT = TEAM_HOME + "/customers/{customer_id}"
@@ -210,11 +212,16 @@ async def _page(
     status: int = 200,
 ) -> HTMLResponse:
     customer = await customers.show_customer(session, customer_id)
-    recent = await accounts.entries(ledger, customer_id, ENTRIES_SHOWN, None, None)
+    with accounts.ledger_refusals():
+        account, recent, changes = await asyncio.gather(
+            ledger.account(customer_id),
+            ledger.entries(customer_id, limit=ENTRIES_SHOWN),
+            accounts.cap_changes(ledger, customer_id),
+        )
     values = {
         "customer": customer,
-        "account": await accounts.account(ledger, customer_id),
-        "cap": await accounts.cap(ledger, customer_id),
+        "account": account,
+        "cap_changes": changes[:CHANGES_SHOWN],
         "freeze": await freezes.freeze_view(session, customer_id),
         "keys": (await keys.list_keys(session, customer_id, min(MAX_KEYS_SHOWN, MAX_PAGE), None)).data,
         "members": await members.members_of(session, customer_id),
