@@ -1,5 +1,6 @@
 """Where requests are served, over HTTP: a lane's places shared by customers, and dedicated lanes that spill over."""
 
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +20,17 @@ FINISHED = {
     "usage": {"prompt_tokens": 1, "total_tokens": 2, "completion_tokens": 1},
 }
 FINAL = FINISHED | {"choices": []}
+
+
+@pytest.fixture
+def narrow_name() -> str:
+    """Gateways of one process share its gauges, so each test's lanes have names of their own."""
+    return f"narrow-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def own_name() -> str:
+    return f"own-{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture
@@ -46,13 +58,14 @@ def narrow(lane: dict[str, Any], sequences: int) -> dict[str, Any]:
 
 def test_a_heavy_customer_does_not_starve_a_light_one(
     platform: Any,
+    narrow_name: str,
     gateway: Callable[..., str],
     engine: Any,
     make_lane: Callable[..., Any],
     eventually: Callable[..., Any],
 ) -> None:
     engine.say(PAUSE, FINISHED, FINAL, "[DONE]")
-    url = gateway(narrow(make_lane("narrow", SCRIPTED, engine.url), 1))
+    url = gateway(narrow(make_lane(narrow_name, SCRIPTED, engine.url), 1))
     heavy = platform.client_of(platform.customer().id, url)
     light = platform.client_of(platform.customer().id, url)
     heavy.client.timeout = light.client.timeout = httpx.Timeout(60)
@@ -67,26 +80,27 @@ def test_a_heavy_customer_does_not_starve_a_light_one(
         running = [pool.submit(ask, heavy, "heavy")]
         eventually(lambda: len(engine.bodies) == 1, "the only place is taken")
         running += [pool.submit(ask, heavy, "heavy") for _ in range(6)]
-        eventually(lambda: gauge(url, 'darktree_lane_queued{lane="narrow"}') == 6, "six wait")
+        eventually(lambda: gauge(url, f'darktree_lane_queued{{lane="{narrow_name}"}}') == 6, "six wait")
         running.append(pool.submit(ask, light, "light"))
-        eventually(lambda: gauge(url, 'darktree_lane_queued{lane="narrow"}') == 7, "and one more")
-        assert gauge(url, 'darktree_lane_places{lane="narrow"}') == 1
+        eventually(lambda: gauge(url, f'darktree_lane_queued{{lane="{narrow_name}"}}') == 7, "and one more")
+        assert gauge(url, f'darktree_lane_places{{lane="{narrow_name}"}}') == 1
         assert len(engine.bodies) == 1
         engine.go.set()
         assert [each.result(60) for each in running] == [200] * 8
     assert order.index("light") <= 2, "not behind what the other had sent before"
-    assert gauge(url, 'darktree_lane_queue_seconds_count{lane="narrow"}') == 7
+    assert gauge(url, f'darktree_lane_queue_seconds_count{{lane="{narrow_name}"}}') == 7
 
 
 def test_a_full_queue_and_a_long_wait_are_503_with_the_time_to_come_back(
     platform: Any,
+    narrow_name: str,
     gateway: Callable[..., str],
     engine: Any,
     make_lane: Callable[..., Any],
     eventually: Callable[..., Any],
 ) -> None:
     engine.say(PAUSE, FINISHED, FINAL, "[DONE]")
-    lane = narrow(make_lane("narrow", SCRIPTED, engine.url), 1)
+    lane = narrow(make_lane(narrow_name, SCRIPTED, engine.url), 1)
     url = gateway(lane, queue_length=1, queue_seconds=2.0)
     customer = platform.customer()
     client = platform.client_of(customer.id, url)
@@ -94,7 +108,7 @@ def test_a_full_queue_and_a_long_wait_are_503_with_the_time_to_come_back(
         served = pool.submit(client.complete, model=SCRIPTED, max_tokens=1)
         eventually(lambda: len(engine.bodies) == 1, "the only place is taken")
         waiting = pool.submit(client.complete, model=SCRIPTED, max_tokens=1)
-        eventually(lambda: gauge(url, 'darktree_lane_queued{lane="narrow"}') == 1, "one waits")
+        eventually(lambda: gauge(url, f'darktree_lane_queued{{lane="{narrow_name}"}}') == 1, "one waits")
         for refused in (client.complete(model=SCRIPTED, max_tokens=1), waiting.result(30)):
             error = refused.json()["error"]
             assert (refused.status_code, error["code"]) == (503, "lane_unavailable")
@@ -106,19 +120,20 @@ def test_a_full_queue_and_a_long_wait_are_503_with_the_time_to_come_back(
         assert served.result(30).status_code == 200
     assert len(customer.usage()) == 1
     name = "darktree_lane_queue_refused_total"
-    assert gauge(url, f'{name}{{lane="narrow",reason="full"}}') == 1
-    assert gauge(url, f'{name}{{lane="narrow",reason="long"}}') == 1
+    assert gauge(url, f'{name}{{lane="{narrow_name}",reason="full"}}') == 1
+    assert gauge(url, f'{name}{{lane="{narrow_name}",reason="long"}}') == 1
 
 
 def test_a_client_that_leaves_the_line_gives_its_place_up(
     platform: Any,
+    narrow_name: str,
     gateway: Callable[..., str],
     engine: Any,
     make_lane: Callable[..., Any],
     eventually: Callable[..., Any],
 ) -> None:
     engine.say(PAUSE, FINISHED, FINAL, "[DONE]")
-    url = gateway(narrow(make_lane("narrow", SCRIPTED, engine.url), 1))
+    url = gateway(narrow(make_lane(narrow_name, SCRIPTED, engine.url), 1))
     client = platform.client_of(platform.customer().id, url)
     impatient = platform.client_of(platform.customer().id, url)
     impatient.client.timeout = httpx.Timeout(0.5)
@@ -127,7 +142,7 @@ def test_a_client_that_leaves_the_line_gives_its_place_up(
         eventually(lambda: len(engine.bodies) == 1, "the only place is taken")
         with pytest.raises(httpx.ReadTimeout):
             impatient.complete(model=SCRIPTED, max_tokens=1)
-        eventually(lambda: gauge(url, 'darktree_lane_queued{lane="narrow"}') == 0, "nobody waits")
+        eventually(lambda: gauge(url, f'darktree_lane_queued{{lane="{narrow_name}"}}') == 0, "nobody waits")
         engine.go.set()
         assert served.result(30).status_code == 200
     assert len(engine.bodies) == 1
@@ -144,6 +159,7 @@ def spilling(lane: dict[str, Any], policy: str) -> dict[str, Any]:
 )
 def test_a_dedicated_lane_without_an_engine_spills_over_as_it_says_at_the_models_price(
     platform: Any,
+    own_name: str,
     gateway: Callable[..., str],
     customer: Any,
     make_lane: Callable[..., Any],
@@ -151,11 +167,10 @@ def test_a_dedicated_lane_without_an_engine_spills_over_as_it_says_at_the_models
     policy: str,
     served_by: str | None,
 ) -> None:
-    own = spilling(make_lane("own", MODEL, customer=customer.id), policy)
+    own = spilling(make_lane(own_name, MODEL, customer=customer.id), policy)
     url = gateway(own, make_lane("shared", MODEL, platform.simulator_url))
     client = platform.client_of(customer.id, url)
-    spilled = 'darktree_lane_spilled_total{lane="own",reason="unavailable"}'
-    before = gauge(url, spilled)
+    spilled = f'darktree_lane_spilled_total{{lane="{own_name}",reason="unavailable"}}'
     answer = client.chat(max_tokens=3)
     if served_by is None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "lane_unavailable")
@@ -165,9 +180,10 @@ def test_a_dedicated_lane_without_an_engine_spills_over_as_it_says_at_the_models
     (charge,) = customer.usage()
     assert charge["lane"] == "shared"
     assert charge["amount_nanos"] == answer.json()["usage"]["total_tokens"] * 750_000
-    assert gauge(url, spilled) == before + 1
+    assert gauge(url, spilled) == 1
     eventually(
-        lambda: gauge(url, 'darktree_lane_queued{lane="own"}') == 1, "who scales it sees that it was wanted"
+        lambda: gauge(url, f'darktree_lane_queued{{lane="{own_name}"}}') == 1,
+        "who scales it sees that it was wanted",
     )
 
 
@@ -176,6 +192,7 @@ def test_a_dedicated_lane_without_an_engine_spills_over_as_it_says_at_the_models
 )
 def test_a_dedicated_lane_that_is_full_spills_over_only_if_it_says_so(
     platform: Any,
+    own_name: str,
     gateway: Callable[..., str],
     customer: Any,
     engine: Any,
@@ -185,7 +202,7 @@ def test_a_dedicated_lane_that_is_full_spills_over_only_if_it_says_so(
     lanes: list[str],
 ) -> None:
     engine.say(PAUSE, FINISHED, FINAL, "[DONE]")
-    own = spilling(narrow(make_lane("own", MODEL, engine.url, customer=customer.id), 1), policy)
+    own = spilling(narrow(make_lane(own_name, MODEL, engine.url, customer=customer.id), 1), policy)
     url = gateway(own, make_lane("shared", MODEL, platform.simulator_url))
     client = platform.client_of(customer.id, url)
     with ThreadPoolExecutor(2) as pool:
@@ -195,21 +212,23 @@ def test_a_dedicated_lane_that_is_full_spills_over_only_if_it_says_so(
         if policy == "WhenFull":
             assert second.result(30).headers["x-darktree-lane"] == "shared"
         else:
-            eventually(lambda: gauge(url, 'darktree_lane_queued{lane="own"}') == 1, "it waits")
+            eventually(lambda: gauge(url, f'darktree_lane_queued{{lane="{own_name}"}}') == 1, "it waits")
         engine.go.set()
         served = [each.result(30).headers["x-darktree-lane"] for each in (first, second)]
-    assert served == lanes
-    assert sorted(charge["lane"] for charge in customer.usage()) == sorted(lanes)
+    named = [own_name if lane == "own" else lane for lane in lanes]
+    assert served == named
+    assert sorted(charge["lane"] for charge in customer.usage()) == sorted(named)
 
 
 def test_a_dedicated_lane_whose_engines_all_fail_spills_over(
     platform: Any,
+    own_name: str,
     gateway: Callable[..., str],
     customer: Any,
     make_lane: Callable[..., Any],
 ) -> None:
     nobody = "http://127.0.0.1:1"
-    own = spilling(make_lane("own", MODEL, nobody, customer=customer.id), "WhenUnavailable")
+    own = spilling(make_lane(own_name, MODEL, nobody, customer=customer.id), "WhenUnavailable")
     url = gateway(own, make_lane("shared", MODEL, platform.simulator_url), ejection_seconds=30.0)
     client = platform.client_of(customer.id, url)
     assert client.chat(max_tokens=1).status_code == 503, "what finds it out"

@@ -85,7 +85,7 @@ class Engine:
 
 @pytest.fixture
 def lane(platform: Any, tmp_path: Any, make_lane: Any) -> Iterator[Callable[..., Any]]:
-    """Serves a gateway whose lane has these engines; returns a customer's client of it."""
+    """Serves a gateway whose lane, named as the customer, has these engines; returns a customer's client of it."""
     with ExitStack() as stack:
 
         def make(*engines: Engine | str, **changes: Any) -> Any:
@@ -97,8 +97,8 @@ def lane(platform: Any, tmp_path: Any, make_lane: Any) -> Iterator[Callable[...,
                 else:
                     urls.append(engine)
             file = tmp_path / "lanes.yaml"
-            file.write_text(yaml.safe_dump(make_lane("tried", MODEL, *urls)))
             customer = platform.customer()
+            file.write_text(yaml.safe_dump(make_lane(customer.id, MODEL, *urls)))
             return platform.client_of(customer.id, platform.another_gateway(lanes_file=file, **changes))
 
         yield make
@@ -194,7 +194,7 @@ def test_an_engine_that_fails_is_ejected_probed_and_readmitted(
     url = str(client.client.base_url).rstrip("/")
 
     def engines(state: str) -> float:
-        name = f'darktree_lane_engines{{lane="tried",state="{state}"}} '
+        name = f'darktree_lane_engines{{lane="{client.id}",state="{state}"}} '
         lines = httpx.get(f"{url}/metrics").text.splitlines()
         return next((float(line.removeprefix(name)) for line in lines if line.startswith(name)), 0.0)
 
