@@ -29,8 +29,11 @@ class Credentials(kopf.ConnectionInfo):
 
 
 @kopf.on.login()
-def log_in(**arguments: Any) -> kopf.ConnectionInfo | None:
-    """Find the credentials where kopf itself would."""
+def log_in(memo: kopf.Memo, **arguments: Any) -> kopf.ConnectionInfo | None:
+    """Find the credentials where kopf itself would, unless the memo brings some along."""
+    if "credentials" in memo:
+        brought: kopf.ConnectionInfo = memo.credentials
+        return brought
     found = kopf.login_via_client(**arguments)
     if found is None:
         return None

@@ -18,6 +18,7 @@ LOST_AFTER_SECONDS = 60  # past its grace a pod that is still there has a node t
 _PULL = frozenset(
     {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 )
+_ENDED = frozenset({"Failed", "Succeeded"})
 _EXTENDED = re.compile(r"(\d+) Insufficient ([a-z0-9.-]+/[\w.-]+)")
 _VOLUME = re.compile(
     r"unbound immediate PersistentVolumeClaims|persistentvolumeclaim .*(not found|being deleted)"
@@ -129,6 +130,9 @@ def progress(observed: Observed) -> Progress:
     template = (((deployment or {}).get("spec") or {}).get("template") or {}).get("metadata") or {}
     conditions = {each["type"]: each for each in status.get("conditions") or ()}
     late = conditions.get("Progressing", {}).get("reason") == "ProgressDeadlineExceeded"
+    # An ended pod stays to be read; once another took its place it tells nothing any more.
+    wanted = ((deployment or {}).get("spec") or {}).get("replicas", 1)
+    replaced = _ENDED if int(status.get("availableReplicas") or 0) >= wanted else ()
     replica_failure = conditions.get("ReplicaFailure", {})
     refused = None
     if replica_failure.get("status") == "True":
@@ -139,6 +143,7 @@ def progress(observed: Observed) -> Progress:
             look_at(pod, observed.now)
             for pod in sorted(observed.pods, key=lambda pod: str(pod["metadata"]["name"]))
             if _label(pod, COMPONENT_LABEL) in {"", ENGINE_COMPONENT}
+            and (pod.get("status") or {}).get("phase") not in replaced
         ),
         observed_newest=int(status.get("observedGeneration") or 0) >= int(metadata.get("generation") or 1),
         replicas=int(status.get("replicas") or 0),

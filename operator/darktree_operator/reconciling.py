@@ -54,14 +54,16 @@ class Reconciler:
         observed = await self._observe(key, found, lane)
         scaling = decide(lane, observed) if lane is not None else _unchanged(found)
         planned = Plan(refusals=(refusal,)) if refusal is not None else await self._plan(observed, scaling)
+        if _upgrades(planned) and not self._takes_turn(key):  # another lane was planned at the same time
+            planned = await self._plan(replace(observed, may_upgrade=False), scaling)
         refused = await self._apply(found, planned)
         observed = await self._observe(key, found, lane)
-        self._take_turn(key, planned)
         outcome = Outcome(refused, self._queue_position(key, found))
         status = status_of(observed, lane, planned, scaling, outcome)
         settled = await self._tell(found, status)
         if not settled:
             return AGAIN_SECONDS
+        self._pass_turn(key, found, planned)
         self._note_waiting(key, status)
         again = min(scaling.look_again_seconds or self.resync_seconds, self.resync_seconds)
         until = planned.rollout.until if planned.rollout is not None else None
@@ -140,17 +142,26 @@ class Reconciler:
             return False
         return not any(_mid_upgrade(lane) for other, lane in self.fleet.lanes.objects.items() if other != key)
 
-    def _take_turn(self, key: Key, planned: Plan) -> None:
+    def _takes_turn(self, key: Key) -> bool:
+        """Have this lane be the one that takes a newer template, if it still may."""
+        if not self._may_upgrade(key):
+            return False
+        self._upgrading = key
+        return True
+
+    def _pass_turn(self, key: Key, found: Object, planned: Plan) -> None:
+        """Once a lane has taken its newer template, also one that another process began, wake those that wait."""
         rollout = planned.rollout
-        if rollout is not None and rollout.template_outdated and rollout.state == "Progressing":
-            self._upgrading = key
-        elif self._upgrading == key and (rollout is None or rollout.state != "Progressing"):
-            self._upgrading = None
-            for other, lane in self.fleet.lanes.objects.items():
-                if ((lane.get("status") or {}).get("rollout") or {}).get(
-                    "deferredReason"
-                ) == Reason.WAITING_FOR_TURN:
-                    self.wake(other)
+        ends = rollout is None or rollout.state != "Progressing"
+        if ends and (self._upgrading == key or _mid_upgrade(found)):
+            self._end_turn()
+
+    def _end_turn(self) -> None:
+        self._upgrading = None
+        for other, lane in self.fleet.lanes.objects.items():
+            rollout = (lane.get("status") or {}).get("rollout") or {}
+            if rollout.get("deferredReason") == Reason.WAITING_FOR_TURN:
+                self.wake(other)
 
     def _queue_position(self, key: Key, found: Object) -> int | None:
         """This lane's place among those that wait for GPUs of the same class: by tier, then by who waited longer."""
@@ -179,7 +190,7 @@ class Reconciler:
         metrics.forget(*key)
         self._waiting.discard(key)
         if self._upgrading == key:
-            self._upgrading = None
+            self._end_turn()
 
 
 def _parsed(found: Object) -> tuple[Lane | None, Refusal | None]:
@@ -192,6 +203,11 @@ def _parsed(found: Object) -> tuple[Lane | None, Refusal | None]:
 def _unchanged(found: Object) -> Scaling:
     replicas = int((found.get("status") or {}).get("desiredReplicas") or 0)
     return Scaling(replicas, replicas, Reason.INVALID_SPEC, "What serves goes on serving.")
+
+
+def _upgrades(planned: Plan) -> bool:
+    rollout = planned.rollout
+    return rollout is not None and rollout.template_outdated and rollout.state == "Progressing"
 
 
 def _mid_upgrade(lane: Object) -> bool:

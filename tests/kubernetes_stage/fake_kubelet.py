@@ -6,7 +6,7 @@ Deployments, ReplicaSets and EndpointSlices are the real controllers' work.
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from darktree_kit.cluster import Cluster, ClusterError, Missing, Resource
@@ -14,7 +14,7 @@ from darktree_kit.mirror import Key, Mirror
 
 PODS = Resource("v1", "pods", "Pod")
 NODES = Resource("v1", "nodes", "Node")
-NODE = "node-1"
+PRODUCT = {"nvidia.com/gpu.product": "NVIDIA-L4"}
 GPU = "nvidia.com/gpu"
 LANE_LABEL = "darktree.dev/lane"
 ROUND_SECONDS = 0.05
@@ -24,12 +24,13 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """How an engine ends by itself, each time."""
+    """How an engine ends by itself, each time, and how long it had run."""
 
     message: str
     exit_code: int = 1
     times: int = 1
     reason: str = "Error"
+    after_seconds: int = 0
 
 
 @dataclass(slots=True)
@@ -42,27 +43,48 @@ class FakeKubelet:
     crashes: dict[str, Crash] = field(default_factory=dict)
     """By what is in the pod's arguments or its lane's name."""
     loading: set[str] = field(default_factory=set)
-    """Lanes whose engines start and do not become ready."""
+    """Lanes whose engines start and do not become ready; what serves already goes on."""
     unpulled: set[str] = field(default_factory=set)
     """Lanes whose image cannot be pulled."""
     stuck: set[str] = field(default_factory=set)
     """Lanes whose pods do not end when they are told."""
+    unplaced: dict[str, str] = field(default_factory=dict)
+    """What the scheduler says against pods of these lanes."""
+    lost: set[str] = field(default_factory=set)
+    """Lanes whose node does not answer any more."""
+    mute: set[str] = field(default_factory=set)
+    """Lanes whose engines no longer answer their probe."""
+    evicted: set[str] = field(default_factory=set)
+    """Lanes whose pods are evicted once they have served."""
+    node: str = field(init=False)
     _pods: Mirror = field(init=False)
     _address: int = 0
 
     def __post_init__(self) -> None:
+        self.node = f"node-of-{self.namespace}"
         self._pods = Mirror(self.cluster, PODS, namespace=self.namespace)
 
     async def run(self) -> None:
         """Play for as long as the task lives."""
         try:  # without a node no EndpointSlice has its pods
-            await self.cluster.create(NODES, {"metadata": {"name": NODE}})
+            await self.cluster.create(NODES, {"metadata": {"name": self.node, "labels": PRODUCT}})
         except ClusterError as error:
             if error.status != 409:
                 raise
+        await self.has(self.gpus)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._pods.run())
             tasks.create_task(self._rounds())
+
+    async def has(self, gpus: int) -> None:
+        """Say how many GPUs the node has, as its device plugin would."""
+        self.gpus = gpus
+        ready = {"type": "Ready", "status": "True", "reason": "Pretended", **_now()}
+        status = {"allocatable": {GPU: str(gpus)}, "capacity": {GPU: str(gpus)}, "conditions": [ready]}
+        await self.cluster.merge(NODES, "", self.node, {"status": status}, "status")
+        await self.cluster.merge(
+            NODES, "", self.node, {"spec": {"taints": None}}
+        )  # of a node that is not ready yet
 
     async def _rounds(self) -> None:
         while True:
@@ -83,6 +105,8 @@ class FakeKubelet:
         if pod["metadata"].get("deletionTimestamp"):
             if lane not in self.stuck:
                 await self._remove(key)
+        elif (pod.get("status") or {}).get("phase") == "Failed":
+            return
         elif not pod["spec"].get("nodeName"):
             await self._place(key, pod)
         else:
@@ -94,8 +118,10 @@ class FakeKubelet:
 
     async def _place(self, key: Key, pod: Object) -> None:
         asked = gpus_of(pod)
+        message = self.unplaced.get((pod["metadata"].get("labels") or {}).get(LANE_LABEL, ""), "")
         if asked > self.free():
             message = f"0/1 nodes are available: 1 Insufficient {GPU}. preemption: 0/1 nodes are available."
+        if message:
             condition = {
                 "type": "PodScheduled",
                 "status": "False",
@@ -106,7 +132,7 @@ class FakeKubelet:
                 await self._patch(key, {"phase": "Pending", "conditions": [{**condition, **_now()}]})
             return
         binding = Resource("v1", f"pods/{key[1]}/binding", "Binding")
-        target = {"apiVersion": "v1", "kind": "Node", "name": NODE}
+        target = {"apiVersion": "v1", "kind": "Node", "name": self.node}
         metadata = {"name": key[1], "namespace": key[0]}
         body = {"apiVersion": "v1", "kind": "Binding", "metadata": metadata, "target": target}
         await self.cluster.create(binding, body)
@@ -123,6 +149,7 @@ class FakeKubelet:
         words = " ".join([lane, *(container.get("args") or ()), *(container.get("command") or ())])
         crash = next((crash for mark, crash in self.crashes.items() if mark in words), None)
         known = pod.get("status") or {}
+        served = (known.get("containerStatuses") or [{}])[0].get("ready")
         since = known.get("startTime") or _now()["lastTransitionTime"]
         one: Object = {
             "name": container["name"],
@@ -139,36 +166,33 @@ class FakeKubelet:
                 "exitCode": crash.exit_code,
                 "reason": crash.reason,
                 "message": crash.message,
-                "startedAt": since,
+                "startedAt": _earlier(since, crash.after_seconds),
                 "finishedAt": since,
             }
+            if pod["spec"].get("restartPolicy") == "Never":
+                return {**_status(one | {"state": {"terminated": ended}}, since, "False"), "phase": "Failed"}
             one |= {
                 "restartCount": crash.times,
                 "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off restarting"}},
                 "lastState": {"terminated": ended},
             }
-        elif lane in self.loading:
+        elif lane in self.evicted and served:
+            gone = {
+                "phase": "Failed",
+                "reason": "Evicted",
+                "message": "The node was low on resource: memory.",
+            }
+            return {**_status(one, since, "False"), **gone}
+        elif lane in self.loading and not served:
             one |= {"state": {"running": {"startedAt": since}}}
         else:
-            one |= {"state": {"running": {"startedAt": since}}, "ready": True, "started": True}
-        ready = "True" if one["ready"] else "False"
+            answers = lane not in self.mute
+            one |= {"state": {"running": {"startedAt": since}}, "ready": answers, "started": True}
+        ready = "True" if one["ready"] and lane not in self.lost else "False"
         if not known.get("podIP"):
             self._address += 1
         address = known.get("podIP") or f"10.244.{self._address // 250}.{self._address % 250 + 1}"
-        kinds = {
-            "PodScheduled": "True",
-            "Initialized": "True",
-            "ContainersReady": ready,
-            "Ready": ready,
-        }
-        return {
-            "phase": "Running" if "running" in one["state"] else "Pending",
-            "startTime": since,
-            "podIP": address,
-            "podIPs": [{"ip": address}],
-            "conditions": [{"type": kind, "status": said} for kind, said in kinds.items()],
-            "containerStatuses": [one],
-        }
+        return {**_status(one, since, ready), "podIP": address, "podIPs": [{"ip": address}]}
 
     async def _tell(self, key: Key, pod: Object, status: Object) -> None:
         known = pod.get("status") or {}
@@ -176,7 +200,11 @@ class FakeKubelet:
         old = (known.get("containerStatuses") or [{}])[0]
         new = status["containerStatuses"][0]
         facts = ("state", "restartCount", "ready")
-        if same and all(old.get(name) == new.get(name) for name in facts):
+        if (
+            same
+            and all(old.get(name) == new.get(name) for name in facts)
+            and status["phase"] == known.get("phase")
+        ):
             return
         before = {each["type"]: each for each in known.get("conditions") or ()}
         conditions = [
@@ -197,6 +225,25 @@ def gpus_of(pod: Object) -> int:
         each.get("resources", {}).get("limits", {}) for each in pod["spec"]["containers"]
     )
     return sum(int(each.get(GPU, 0)) for each in limits)
+
+
+def _status(container: Object, since: str, ready: str) -> Object:
+    kinds = {
+        "PodScheduled": "True",
+        "Initialized": "True",
+        "ContainersReady": "True" if container["ready"] else "False",
+        "Ready": ready,
+    }
+    return {
+        "phase": "Running" if "running" in (container.get("state") or {}) else "Pending",
+        "startTime": since,
+        "conditions": [{"type": kind, "status": said} for kind, said in kinds.items()],
+        "containerStatuses": [container],
+    }
+
+
+def _earlier(instant: str, seconds: int) -> str:
+    return (datetime.fromisoformat(instant) - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _has(pod: Object, condition: Object) -> bool:

@@ -8,7 +8,7 @@ import pytest
 
 from darktree_kit.cluster import Missing, Resource
 
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 90.0
 LANES = Resource("darktree.dev/v1alpha1", "inferencelanes", "InferenceLane")
 DEPLOYMENTS = Resource("apps/v1", "deployments", "Deployment")
 PODS = Resource("v1", "pods", "Pod")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from api_server import ABSENT, ApiServer, binaries, serving
-from fake_kubelet import FakeKubelet
+from fake_kubelet import NODES, FakeKubelet
 from scenes import MakeLane, Object, StartOperator, lane
 
 from darktree_kit.cluster import Cluster, Resource
@@ -64,6 +64,7 @@ async def kubelet(api_server: ApiServer, admin: Cluster, namespace: str) -> Asyn
     assert not playing.done(), playing.exception()
     playing.cancel()
     await asyncio.gather(playing, return_exceptions=True)
+    await admin.delete(NODES, "", kubelet.node)
 
 
 @pytest.fixture
@@ -85,7 +86,10 @@ async def operators(
 
         @asynccontextmanager
         async def running(
-            user: str = "admin", url: str | None = None, **said: Any
+            user: str = "admin",
+            url: str | None = None,
+            config: OperatorConfig = config,
+            **said: Any,
         ) -> AsyncIterator[Operator]:
             cluster = Cluster(str(api_server.kubeconfig(user, url)))
             operator = Operator(Settings(**{"namespace": namespace, **said}), config, cluster)

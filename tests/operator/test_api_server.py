@@ -75,6 +75,20 @@ async def test_a_lane_becomes_objects_that_it_owns_and_the_operator_alone_manage
         assert applied == ["darktree-lane"]
 
 
+async def test_a_model_in_an_image_is_mounted_as_a_volume(
+    admin: Cluster, namespace: str, operators: StartOperator, make_lane: MakeLane
+) -> None:
+    await operators()
+    reference = f"registry.example/models/tiny@sha256:{'0' * 64}"
+    engine, accelerator = {"kind": "VLLM"}, {"class": "nvidia-l4"}
+    model = {"source": f"oci://{reference}"}
+    await admin.create(LANES, make_lane(model=model, engine=engine, accelerator=accelerator))
+    spec = (await _deployment(admin, namespace))["spec"]["template"]["spec"]
+    (volume,) = [each for each in spec["volumes"] if each["name"] == "model"]
+    assert volume["image"]["reference"] == reference
+    assert spec["containers"][0]["args"][0] == "/model"
+
+
 async def test_what_others_add_to_the_objects_stays(
     admin: Cluster, namespace: str, operators: StartOperator, make_lane: MakeLane
 ) -> None:

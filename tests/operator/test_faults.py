@@ -3,14 +3,17 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from alerting import PROMTOOL, check_alert
 from fake_kubelet import Crash, FakeKubelet
-from scenes import LANES, MakeLane, StartOperator, condition, until
+from scenes import LANES, PODS, MakeLane, StartOperator, condition, until
 
 from darktree_kit.cluster import Cluster, Resource
+from darktree_operator import metrics
 from darktree_operator.reasons import Reason
 
 Object = dict[str, Any]
@@ -43,6 +46,16 @@ class Scene:
     async def lane(self, name: str = "chat") -> Object:
         return await self.admin.get(LANES, self.namespace, name)
 
+    async def older_than(self, seconds: float) -> None:
+        """Wait until the lane's engines have run for so long."""
+
+        async def ran() -> bool:
+            pods, _ = await self.admin.list(PODS, self.namespace)
+            began = [datetime.fromisoformat(pod["status"]["startTime"]) for pod in pods]
+            return bool(began) and datetime.now(UTC) - max(began) > timedelta(seconds=seconds)
+
+        await until("the engines to have run", ran, 30)
+
     async def says(self, kind: str, status: str, reason: str, name: str = "chat") -> Object:
         """Wait until a condition is so; return the lane."""
 
@@ -72,6 +85,8 @@ class Row:
     reason: Reason
     phase: str
     produce: Produce
+    alert: str = "Stalled"
+    """The alert that fires while it lasts, DarktreeLane and this; none where nobody has to be called."""
 
 
 async def _crash(scene: Scene, lane: MakeLane, words: str, **crash: Any) -> None:
@@ -104,7 +119,7 @@ async def unknown_crash(scene: Scene, lane: MakeLane) -> None:
 
 
 async def no_gpu(scene: Scene, lane: MakeLane) -> None:
-    scene.kubelet.gpus = 0
+    await scene.kubelet.has(0)
     await scene.create(lane(**GPU_LANE))
 
 
@@ -155,6 +170,81 @@ async def loading(scene: Scene, lane: MakeLane) -> None:
     await scene.create(lane())
 
 
+async def broken_gpu(scene: Scene, lane: MakeLane) -> None:
+    await _crash(scene, lane, "RuntimeError: CUDA error: uncorrectable ECC error encountered")
+
+
+async def unknown_model(scene: Scene, lane: MakeLane) -> None:
+    await _crash(scene, lane, "ValueError: Model architectures ['OakForCausalLM'] are not supported for now.")
+
+
+async def no_model(scene: Scene, lane: MakeLane) -> None:
+    await _crash(scene, lane, "OSError: Repository Not Found for url: https://hub/api/models/oak.")
+
+
+async def full_disk(scene: Scene, lane: MakeLane) -> None:
+    await _crash(scene, lane, "OSError: [Errno 28] No space left on device")
+
+
+async def slow_start(scene: Scene, lane: MakeLane) -> None:
+    scene.kubelet.crashes["chat"] = Crash("", exit_code=137, after_seconds=40)
+    await scene.create(lane(coldStart={"startupTimeoutSeconds": 30}))
+
+
+async def download_fails(scene: Scene, lane: MakeLane) -> None:
+    words = "huggingface_hub.errors.HfHubHTTPError: 503 Server Error: Service Unavailable"
+    scene.kubelet.crashes["snapshot_download"] = Crash(words)
+    model = {"source": "hf://Qwen/Qwen2.5-14B-Instruct-AWQ", "revision": "0" * 40}
+    await scene.create(lane(**{**GPU_LANE, "model": model}))
+
+
+async def no_volume(scene: Scene, lane: MakeLane) -> None:
+    scene.kubelet.unplaced["chat"] = (
+        "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found"
+    )
+    await scene.create(lane())
+
+
+async def no_node(scene: Scene, lane: MakeLane) -> None:
+    scene.kubelet.unplaced["chat"] = "0/1 nodes are available: 1 Insufficient cpu. preemption: not helpful."
+    await scene.create(lane())
+
+
+async def lost_node(scene: Scene, lane: MakeLane) -> None:
+    await scene.create(lane())
+    await scene.says("Ready", "True", "AsExpected")
+    scene.kubelet.lost.add("chat")
+
+
+async def evicted(scene: Scene, lane: MakeLane) -> None:
+    await scene.create(lane())
+    await scene.says("Ready", "True", "AsExpected")
+    scene.kubelet.loading.add("chat")
+    scene.kubelet.evicted.add("chat")
+
+
+async def mute(scene: Scene, lane: MakeLane) -> None:
+    await scene.create(lane())
+    await scene.says("Ready", "True", "AsExpected")
+    await scene.older_than(2)  # its start and its failure must not fall into one second
+    scene.kubelet.mute.add("chat")
+
+
+async def outside_window(scene: Scene, lane: MakeLane) -> None:
+    hour = (datetime.now(UTC) + timedelta(hours=12)).hour
+    await scene.create(lane())
+    await scene.says("Ready", "True", "AsExpected")
+    window = {"cron": f"0 {hour} * * *", "durationMinutes": 60}
+    await scene.change({"rollout": {"maintenanceWindow": window}, "engine": {"contextLength": 8192}})
+
+
+async def busy(scene: Scene, lane: MakeLane) -> None:
+    await scene.create(lane())
+    await scene.says("Ready", "True", "AsExpected")
+    # No gateway says that nothing is in flight, so something may be.
+    await scene.change({"rollout": {"waitForIdle": True}, "engine": {"contextLength": 8192}})
+
+
 async def suspended(scene: Scene, lane: MakeLane) -> None:
     await scene.create(lane(suspend=True))
 
@@ -177,7 +267,7 @@ async def rolled_back(scene: Scene, lane: MakeLane) -> None:
 
 
 async def degraded(scene: Scene, lane: MakeLane) -> None:
-    scene.kubelet.gpus = 1
+    await scene.kubelet.has(1)
     await scene.create(lane(**GPU_LANE, replicas=2))
     await scene.says("Available", "True", "AsExpected")
 
@@ -189,58 +279,42 @@ async def paused(scene: Scene, lane: MakeLane) -> None:
 
 
 ROWS = [
-    Row(
-        "The context does not fit the cache",
-        "Ready",
-        "False",
-        Reason.KV_CACHE_TOO_SMALL,
-        "Failed",
-        small_cache,
-    ),
+    Row("The context does not fit the cache", "Ready", "False", Reason.KV_CACHE_TOO_SMALL, "Failed", small_cache),
     Row("The GPU's memory is full", "Ready", "False", Reason.GPU_OUT_OF_MEMORY, "Failed", gpu_memory),
     Row("The node's memory is full", "Ready", "False", Reason.HOST_OUT_OF_MEMORY, "Failed", host_memory),
-    Row(
-        "A flag that the engine does not know", "Ready", "False", Reason.UNSUPPORTED_FLAG, "Failed", bad_flag
-    ),
+    Row("A flag that the engine does not know", "Ready", "False", Reason.UNSUPPORTED_FLAG, "Failed", bad_flag),
+    Row("A model that the engine does not know", "Ready", "False", Reason.UNSUPPORTED_MODEL, "Failed", unknown_model),
+    Row("A model that is not there", "Ready", "False", Reason.MODEL_NOT_FOUND, "Failed", no_model),
+    Row("The engine finds its GPU broken", "Ready", "False", Reason.GPU_UNAVAILABLE, "Failed", broken_gpu),
+    Row("A disk is full", "Ready", "False", Reason.DISK_FULL, "Failed", full_disk),
     Row("The engine crashes, nobody knows why", "Ready", "False", Reason.CRASH_LOOP, "Failed", unknown_crash),
-    Row("No GPU is free", "GPUAvailable", "False", Reason.INSUFFICIENT_GPU, "WaitingForGPU", no_gpu),
+    Row("The engine does not answer in its time", "Ready", "False", Reason.STARTUP_TIMEOUT, "Failed", slow_start),
+    Row("No GPU is free", "GPUAvailable", "False", Reason.INSUFFICIENT_GPU, "WaitingForGPU", no_gpu, "WaitingForGPU"),
+    Row("The volume cannot be bound", "Ready", "False", Reason.VOLUME_UNBINDABLE, "Pending", no_volume, "NotReady"),
+    Row("No node takes the pod", "Ready", "False", Reason.UNSCHEDULABLE, "Pending", no_node, "NotReady"),
     Row("The image cannot be pulled", "Ready", "False", Reason.IMAGE_PULL_FAILED, "Failed", no_image),
+    Row("The model cannot be fetched", "ModelCached", "False", Reason.DOWNLOAD_FAILED, "Failed", download_fails),
     Row("A secret does not exist", "Accepted", "False", Reason.SECRET_MISSING, "Failed", no_secret),
-    Row(
-        "An accelerator that nobody configured",
-        "Accepted",
-        "False",
-        Reason.INVALID_REFERENCE,
-        "Failed",
-        no_class,
-    ),
-    Row(
-        "The model is too large by estimate",
-        "Accepted",
-        "False",
-        Reason.INSUFFICIENT_MEMORY,
-        "Failed",
-        no_memory,
-    ),
-    Row(
-        "A name is taken by another object",
-        "Accepted",
-        "False",
-        Reason.CHILD_NOT_OWNED,
-        "Failed",
-        foreign_service,
-    ),
+    Row("An accelerator that nobody configured", "Accepted", "False", Reason.INVALID_REFERENCE, "Failed", no_class),
+    Row("The model is too large by estimate", "Accepted", "False", Reason.INSUFFICIENT_MEMORY, "Failed", no_memory),
+    Row("A name is taken by another object", "Accepted", "False", Reason.CHILD_NOT_OWNED, "Failed", foreign_service),
     Row("A quota allows no pod", "Ready", "False", Reason.QUOTA_EXCEEDED, "Failed", quota),
-    Row("The engine is loading", "Ready", "False", Reason.LOADING_MODEL, "Loading", loading),
+    Row("A node does not answer", "Ready", "False", Reason.NODE_LOST, "Pending", lost_node, "NotReady"),
+    Row("A pod was evicted", "Ready", "False", Reason.EVICTED, "Pending", evicted, "NotReady"),
+    Row("An engine no longer answers its probe", "Ready", "False", Reason.UNHEALTHY, "Pending", mute, "NotReady"),
+    Row("The engine is loading", "Ready", "False", Reason.LOADING_MODEL, "Loading", loading, "NotReady"),
     Row(
-        "The model is being fetched", "ModelCached", "False", Reason.DOWNLOADING_MODEL, "Loading", downloading
+        "The model is being fetched", "ModelCached", "False", Reason.DOWNLOADING_MODEL, "Loading", downloading,
+        "NotReady",
     ),
-    Row("The lane is suspended", "Suspended", "True", Reason.SUSPENDED, "Suspended", suspended),
-    Row("No replica is asked for", "Ready", "False", Reason.NO_REPLICAS, "Pending", no_replicas),
+    Row("The lane is suspended", "Suspended", "True", Reason.SUSPENDED, "Suspended", suspended, ""),
+    Row("No replica is asked for", "Ready", "False", Reason.NO_REPLICAS, "Pending", no_replicas, ""),
     Row("A new revision crashes", "Stalled", "True", Reason.ROLLED_BACK, "Degraded", rolled_back),
-    Row("Some replicas cannot run", "Degraded", "True", Reason.INSUFFICIENT_GPU, "WaitingForGPU", degraded),
-    Row("A rollout is held back", "UpToDate", "False", Reason.ROLLOUT_PAUSED, "RollingOut", paused),
-]
+    Row("Some replicas cannot run", "Degraded", "True", Reason.INSUFFICIENT_GPU, "WaitingForGPU", degraded, "Degraded"),
+    Row("A rollout is held back", "UpToDate", "False", Reason.ROLLOUT_PAUSED, "RollingOut", paused, ""),
+    Row("A rollout waits for its window", "UpToDate", "False", Reason.OUTSIDE_WINDOW, "RollingOut", outside_window, ""),
+    Row("A rollout waits for idleness", "UpToDate", "False", Reason.WAITING_FOR_IDLE, "RollingOut", busy, "NotReady"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.produce.__name__)
@@ -273,15 +347,43 @@ async def test_a_fault_ends_in_the_condition_reason_phase_and_event_of_its_row(
         return any(each["reason"] == row.reason for each in events)
 
     await until("an event with the reason", told, 10)
+    said = {"namespace": namespace, "type": row.condition, "reason": row.reason}
+
+    async def measured() -> bool:
+        return any(
+            said.items() <= sample.labels.items()
+            for metric in metrics.CONDITION.collect()
+            for sample in metric.samples
+        )
+
+    await until("the metric", measured, 10)
+    if PROMTOOL is not None:
+        name = f"DarktreeLane{row.alert}" if row.alert else "DarktreeLane.*"
+        check_alert(name, bool(row.alert), metrics.CONDITION.collect(), namespace=namespace)
 
 
 def test_the_page_has_every_row_of_the_table_and_every_reason() -> None:
     lines = PAGE.read_text().splitlines()
     for row in ROWS:
+        alert = f"DarktreeLane{row.alert}"
+        last = f"[{alert}](runbooks.md#{alert.lower()})" if row.alert else "none"
         wanted = f"| {row.fault} | {row.condition}={row.status} | `{row.reason}` | {row.phase} |"
-        assert any(line.startswith(wanted) for line in lines), wanted
+        assert any(line.startswith(wanted) and line.endswith(f"| {last} |") for line in lines), wanted
     for reason in Reason:
         assert f"| `{reason}` | {reason.meaning} |" in lines, reason
+
+
+async def test_an_evicted_pod_tells_nothing_any_more_once_another_serves(
+    admin: Cluster, kubelet: FakeKubelet, namespace: str, operators: StartOperator, make_lane: MakeLane
+) -> None:
+    await operators()
+    scene = Scene(admin, kubelet, namespace)
+    await evicted(scene, make_lane)
+    await scene.says("Ready", "False", "Evicted")
+    kubelet.evicted.clear()
+    kubelet.loading.clear()
+    lane = await scene.says("Ready", "True", "AsExpected")
+    assert (condition(lane, "Degraded")["status"], lane["status"]["phase"]) == ("False", "Ready")
 
 
 async def test_a_diagnosis_names_the_field_to_change(
@@ -309,7 +411,7 @@ async def test_what_waits_for_a_gpu_is_said_and_serves_once_one_is_free(
     assert gpu["waitingFor"] == "1 nvidia.com/gpu for each of 1 replicas"
     assert (gpu["perReplica"], gpu["requested"], gpu["allocated"], gpu["queuePosition"]) == (1, 1, 0, 1)
     assert "Insufficient nvidia.com/gpu" in gpu["schedulerMessage"]
-    kubelet.gpus = 1
+    await kubelet.has(1)
     lane = await scene.says("Ready", "True", "AsExpected")
     assert lane["status"]["gpu"] == {"perReplica": 1, "requested": 1, "allocated": 1}
     assert lane["status"]["coldStart"]["lastTotalSeconds"] >= 0

@@ -34,12 +34,6 @@ VERBS = {"get", "list", "watch", "create", "patch", "delete"}
 LANES_PATH = "/apis/darktree.dev/v1alpha1/namespaces/default/inferencelanes"
 
 
-@kopf.on.login()
-def login(memo: kopf.Memo, **_: Any) -> kopf.ConnectionInfo:
-    """Has kopf go where the test says; it looks up KUBECONFIG only when it is imported."""
-    return kopf.ConnectionInfo(server=memo.url)
-
-
 @dataclass
 class Wired:
     """The running operator, what it asked the API server, and where it answers its probe."""
@@ -85,7 +79,8 @@ def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Start:
             monkeypatch.setenv("DARKTREE_OPERATOR_CONFIG_FILE", str(ROOT / "examples" / "operator.yaml"))
             for name, value in said.items():
                 monkeypatch.setenv(f"DARKTREE_OPERATOR_{name.upper()}", value)
-            memo = kopf.Memo(url=str(server.url), cluster=Cluster(str(kubeconfig)))
+            credentials = kopf.ConnectionInfo(server=str(server.url))
+            memo = kopf.Memo(credentials=credentials, cluster=Cluster(str(kubeconfig)))
             wired = Wired(api, memo, f"http://127.0.0.1:{_free_port()}/healthz")
             ready, stop = asyncio.Event(), asyncio.Event()
             running = asyncio.create_task(
