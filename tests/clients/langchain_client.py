@@ -71,7 +71,8 @@ def refused(model: ChatOpenAI) -> dict[str, Any]:
     try:
         model.invoke(QUESTION)
     except openai.APIStatusError as error:
-        return {"name": type(error).__name__, "status": error.status_code, "code": error.code}
+        names = [kind.__name__ for kind in type(error).__mro__ if kind.__module__.startswith("openai")]
+        return {"name": names[0], "status": error.status_code, "code": error.code}
     raise AssertionError("not refused")
 
 

@@ -79,7 +79,8 @@ def refused(model: Any) -> dict[str, Any]:
     try:
         model.chat(MESSAGES)
     except openai.APIStatusError as error:
-        return {"name": type(error).__name__, "status": error.status_code, "code": error.code}
+        names = [kind.__name__ for kind in type(error).__mro__ if kind.__module__.startswith("openai")]
+        return {"name": names[0], "status": error.status_code, "code": error.code}
     raise AssertionError("not refused")
 
 
@@ -108,7 +109,7 @@ def main() -> None:
         "refusals": {
             "key": refused(chat(api_key="sk-nobody")),
             "credit": refused(chat(api_key=os.environ["POOR_KEY"])),
-            "model": refused(chat(model="nothing")),
+            "model": refused(like(model="nothing")),
         },
     }
     print(json.dumps(told))
