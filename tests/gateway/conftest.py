@@ -183,7 +183,7 @@ class ScriptedEngine:
 
 
 class ObligingEngine:
-    """An engine that does what a request asks for: calls its tool, keeps to its form, fails once, or says Oslo."""
+    """An engine that does what is asked: calls its tool, keeps to its form, fails once, lets wait, or says Oslo."""
 
     def __init__(self) -> None:
         self.failed: set[str] = set()
@@ -196,6 +196,8 @@ class ObligingEngine:
             if "fail" in asked and asked not in self.failed:
                 self.failed.add(asked)
                 return Response(b"{}", 500)
+            if "wait" in asked:
+                await asyncio.sleep(DEADLINE_SECONDS)
             return StreamingResponse(_events_of(body, last), media_type="text/event-stream")
 
         async def tokenize(_: Request) -> Response:

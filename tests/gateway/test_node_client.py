@@ -9,8 +9,13 @@ from typing import Any
 
 import pytest
 
+from darktree_simulator.app import make_app
+from darktree_simulator.settings import Settings
+
 CLIENTS = Path(__file__).resolve().parents[1] / "clients"
 MODEL = "qwen25-14b-awq"
+OBLIGING, EMBEDDER = "obliging", "embedder"
+DIMENSIONS = 4
 NODE_SECONDS = 60
 PROMPT = "Tell me of trees."
 
@@ -21,16 +26,20 @@ def buyer(platform: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def told(platform: Any, buyer: Any) -> dict[str, Any]:
+def told(platform: Any, buyer: Any, obliging_engine: Any) -> dict[str, Any]:
     node = shutil.which("node")
     if node is None or not (CLIENTS / "node_modules" / "openai").exists():
         pytest.skip('OpenAI\'s library for Node is not here: run "make clients"')
     poor = platform.customer(dollars="0")
+    platform.serve_model(OBLIGING, obliging_engine())
+    platform.serve_model(EMBEDDER, make_app(Settings(models=[EMBEDDER], embedding_dimensions=DIMENSIONS)))
     names = {
         "BASE_URL": f"{platform.gateway_url}/v1",
         "API_KEY": buyer.key,
         "POOR_KEY": poor.key,
         "MODEL": MODEL,
+        "OBLIGING": OBLIGING,
+        "EMBEDDER": EMBEDDER,
     }
     ran = subprocess.run(
         [node, CLIENTS / "openai.mjs"], env=os.environ | names, capture_output=True, timeout=NODE_SECONDS
@@ -62,6 +71,27 @@ def test_answers_log_probabilities_models_and_counts_are_understood(told: dict[s
     assert told["count"] == told["plain"]["usage"]["prompt_tokens"]
 
 
+def test_forms_are_parsed_and_tools_are_run(told: dict[str, Any]) -> None:
+    assert told["parsed"] == told["response_parsed"] == {"city": "Oslo"}
+    assert told["tools"] == {"ran": [{"city": "Oslo"}], "text": "Oslo"}
+
+
+def test_responses_are_understood_plain_and_streamed(told: dict[str, Any]) -> None:
+    assert told["response"]["text"] == told["response_streamed"]["text"] == "Oslo"
+    assert told["response"]["usage"] == told["response_streamed"]["usage"]
+    assert told["response"]["usage"]["output_tokens"] == 2
+    assert told["response_streamed"]["deltas"] == ["Os", "lo"]
+
+
+def test_embeddings_are_unpacked(told: dict[str, Any]) -> None:
+    assert told["vectors"] == [DIMENSIONS, DIMENSIONS]
+
+
+def test_what_failed_is_repeated_and_what_takes_too_long_is_given_up(told: dict[str, Any]) -> None:
+    assert told["repeated"] == {"text": "Oslo", "requests": 2}
+    assert told["late"] == "APIConnectionTimeoutError"
+
+
 @pytest.mark.parametrize(
     ("case", "name", "status", "code"),
     [
@@ -89,6 +119,6 @@ def test_what_the_library_did_is_charged_and_nothing_is_left_held(
     charges = buyer.usage()
     outcomes = [charge["outcome"] for charge in charges]
     assert outcomes.count("completed") >= 9
-    assert outcomes.count("completed") + outcomes.count("abandoned") == len(outcomes) <= 10
+    assert outcomes.count("completed") + outcomes.count("abandoned") == len(outcomes) <= 18
     assert told["raw"]["entry"] in [charge["entry_id"] for charge in charges]
     assert buyer.credits()["day"]["used_tokens"] == sum(charge["total_tokens"] for charge in charges)

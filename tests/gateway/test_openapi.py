@@ -9,6 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
+from darktree_gateway.app import HOT_PATHS
+from darktree_simulator.app import make_app
+from darktree_simulator.settings import Settings
+
 MODEL = "qwen25-14b-awq"
 CHAT, COMPLETIONS = "POST /v1/chat/completions", "POST /v1/completions"
 LABELS = [
@@ -95,6 +99,24 @@ def test_every_refusal_of_a_stranger_is_described(operations: dict[str, Any], la
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         check()
+
+
+def test_every_example_is_served_and_charged_what_it_says(
+    operations: dict[str, Any], platform: Any, customer: Any
+) -> None:
+    embedder = "qwen3-embedding"
+    platform.serve_model(embedder, make_app(Settings(models=[embedder], embedding_dimensions=4)))
+    examples = {
+        operation.path: body["content"]["application/json"]["example"]
+        for operation in operations.values()
+        if (body := operation.definition.raw.get("requestBody"))
+        and "example" in body["content"]["application/json"]
+    }
+    assert set(examples) == set(HOT_PATHS)
+    for path, example in examples.items():
+        answer = customer.client.post(path, json=example)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["usage"]["total_tokens"] == customer.usage()[0]["total_tokens"] > 0
 
 
 def test_the_headers_that_are_described_are_those_that_are_sent(

@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import time
 from typing import Any
 
 import httpx
@@ -9,9 +10,10 @@ import orjson
 import pytest
 
 from darktree_billing.client import key_id_of
-from darktree_billing.key_format import make_key
+from darktree_billing.key_format import SECRET_LENGTH, _checksum, make_key, prefix_of
 
 SCRIPTED = "qwen25-32b-awq"
+TIMED = 150  # keys of each kind
 STALLED = {
     "id": "c", "created": 1, "model": SCRIPTED,
     "choices": [{"index": 0, "delta": {"content": "a"}, "logprobs": None, "finish_reason": None}],
@@ -55,6 +57,34 @@ def test_a_refusal_does_not_tell_how_much_of_a_key_was_right(platform: Any, cust
     assert {answer.status_code for answer in answers} == {401}
     assert len({answer.text for answer in answers}) == 1
     assert len({tuple(sorted(set(answer.headers) - {"date"})) for answer in answers}) == 1
+
+
+def test_how_long_a_refusal_takes_does_not_tell_how_much_of_a_key_was_right(
+    platform: Any, customer: Any
+) -> None:
+    """Keys that are right but for their end, and right in nothing but their id: nobody could sort them by time.
+
+    Each is new, so that no gateway knows its answer already; they are asked in turns, so that a busy machine is as slow
+    for the one as for the other. The measure is the chance that one of the first kind takes longer than one of the
+    second; it is 1/2 where time tells nothing, give or take 0.04 for so many.
+    """
+    body = prefix_of(key_id_of(customer.key) or "") + "_"
+    secret = customer.key.removeprefix(body)[:SECRET_LENGTH]
+    nearly: list[float] = []
+    wholly: list[float] = []
+    with httpx.Client(base_url=platform.gateway_url) as client:
+        for number in range(TIMED):
+            tail = make_key().text.removeprefix("dt_live_").partition("_")[2]
+            for kept, took in ((SECRET_LENGTH - 4, nearly), (0, wholly))[:: 1 if number % 2 else -1]:
+                text = body + secret[:kept] + tail[: SECRET_LENGTH - kept]
+                key = text + _checksum(text)
+                assert key_id_of(key) == key_id_of(customer.key)
+                started = time.perf_counter()
+                answer = client.get("/v1/models", headers={"Authorization": f"Bearer {key}"})
+                took.append(time.perf_counter() - started)
+                assert answer.status_code == 401
+    slower = sum((one > other) + (one == other) / 2 for one in nearly for other in wholly)
+    assert 0.35 < slower / TIMED**2 < 0.65
 
 
 def test_a_client_that_closes_its_half_of_the_connection_has_left_and_leaves_no_hold(

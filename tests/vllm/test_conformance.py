@@ -5,7 +5,9 @@ require has to be there, and what they do not know has to be in EXTRA, where vLL
 """
 
 import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import httpx
@@ -18,6 +20,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES, EMBEDDINGS = "/v1/responses", "/v1/embeddings"
 MODEL = "tiny"
+SHAPES = Path(__file__).parent / "recorded" / "shapes.json"
 
 # Members beyond OpenAI's that a client may see: by whose type, and which.
 EXTRA: dict[str, set[str]] = {
@@ -29,6 +32,8 @@ EXTRA: dict[str, set[str]] = {
     "Completion": {"service_tier"},
     "CreateEmbeddingResponse": {"id", "created"},
     "Usage": {"completion_tokens", "prompt_tokens_details", "completion_tokens_details"},  # of embeddings
+    "Logprob": {"bytes"},  # of a response's events
+    "LogprobTopLogprob": {"bytes"},
     # ours
     "Model": {"context_length"},
     "Response": {"store"},
@@ -128,12 +133,20 @@ def test_every_chunk_is_as_documented(metered: Any, case: str, include_usage: bo
     *events, done, nothing = answer.text.split("\n\n")
     assert (done, nothing) == ("data: [DONE]", "")
     shape = ChatCompletionChunk if path == CHAT else Completion
-    chunks = [assert_documented(shape, json.loads(event.removeprefix("data: "))) for event in events]
+    sent = [json.loads(event.removeprefix("data: ")) for event in events]
+    for choice in (choice for chunk in sent for choice in chunk["choices"] if shape is Completion):
+        assert (
+            "finish_reason" in choice
+        )  # null until the end: the library has one type for whole answers and chunks
+        choice["finish_reason"] = choice["finish_reason"] or "stop"
+    chunks = [assert_documented(shape, chunk) for chunk in sent]
     assert len({chunk.id for chunk in chunks}) == 1
     usages = [chunk.usage for chunk in chunks if chunk.usage is not None]
     assert len(usages) == 1
     assert (chunks[-1].choices == []) == include_usage
-    finished = [choice.index for chunk in chunks for choice in chunk.choices if choice.finish_reason]
+    finished = [
+        choice.index for chunk in chunks for choice in chunk.choices if choice.finish_reason == "length"
+    ]
     assert sorted(finished) == sorted({choice.index for chunk in chunks for choice in chunk.choices})
 
 
@@ -176,6 +189,41 @@ def test_models_are_as_documented(metered: Any) -> None:
     (model,) = listed["data"]
     assert_documented(Model, model)
     assert http.get(f"{metered.url}/v1/models/{MODEL}", headers=customer.headers).json() == model
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_the_shape_of_an_answer_is_the_recorded_one_whichever_engine_is_behind(
+    metered: Any, case: str, stream: bool
+) -> None:
+    """`RECORD=1` writes the shapes down anew, of whichever engine comes last."""
+    path, fields = CASES[case]
+    text = ask(metered, path, stream=stream, **fields).text
+    events = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: {")]
+    found = sorted(
+        {member for event in (events if stream else [text]) for member in members(json.loads(event))}
+    )
+    recorded = json.loads(SHAPES.read_text()) if SHAPES.exists() else {}
+    name = f"{case}, streamed" if stream else case
+    if os.environ.get("RECORD"):
+        SHAPES.write_text(json.dumps(recorded | {name: found}, indent=1, sort_keys=True) + "\n")
+    else:
+        assert found == recorded[name]
+
+
+def members(value: Any, place: str = "") -> Iterator[str]:
+    """Return every member of an answer with its type, such as `choices[].index: int`."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            shown = (
+                "*" if place == "choices[].logprobs.top_logprobs[]" else name
+            )  # a completion's are named by tokens
+            yield from members(inner, f"{place}.{shown}" if place else shown)
+    elif isinstance(value, list) and value:
+        for inner in value:
+            yield from members(inner, f"{place}[]")
+    else:
+        yield f"{place}: {type(value).__name__}"
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], int, str, str]] = {

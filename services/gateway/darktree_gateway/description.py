@@ -19,6 +19,27 @@ _HEADERS = {
     "x-ratelimit-remaining-tokens": "What is left of the cap, less what running requests hold.",
     "x-ratelimit-reset-tokens": "Until 00:00 UTC, such as 8h12m3s.",
 }
+_DESCRIBED: tuple[tuple[str, requests.Endpoint, str, str], ...] = (
+    ("/v1/chat/completions", "chat", "Answer a chat", "messages"),
+    ("/v1/completions", "completions", "Complete a prompt", "prompt"),
+    ("/v1/responses", "responses", "Make a response", "input"),
+    ("/v1/embeddings", "embeddings", "Embed texts", "input"),
+)
+_ASKED = "Why do trees lose their leaves?"
+EXAMPLES: Mapping[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "model": "qwen25-14b-awq",
+        "messages": [{"role": "user", "content": _ASKED}],
+        "max_completion_tokens": 60,
+    },
+    "/v1/completions": {
+        "model": "qwen25-14b-awq",
+        "prompt": "Trees lose their leaves because",
+        "max_tokens": 60,
+    },
+    "/v1/responses": {"model": "qwen25-14b-awq", "input": _ASKED, "max_output_tokens": 60},
+    "/v1/embeddings": {"model": "qwen3-embedding", "input": [_ASKED, "Evergreens keep theirs."]},
+}
 
 
 def describe_completions(app: FastAPI) -> None:
@@ -28,17 +49,17 @@ def describe_completions(app: FastAPI) -> None:
     def describe() -> dict[str, Any]:
         schema = describe_rest()
         schema["paths"] |= {
-            "/v1/chat/completions": {"post": _operation("Answer a chat", "messages", fields.CHAT)},
-            "/v1/completions": {"post": _operation("Complete a prompt", "prompt", fields.COMPLETIONS)},
-            "/v1/responses": {"post": _operation("Make a response", "input", requests.CHECKS["responses"])},
-            "/v1/embeddings": {"post": _operation("Embed texts", "input", fields.EMBEDDINGS)},
+            path: {"post": _operation(summary, prompt, requests.CHECKS[endpoint], EXAMPLES[path])}
+            for path, endpoint, summary, prompt in _DESCRIBED
         }
         return schema
 
     app.openapi = describe  # type: ignore[method-assign]
 
 
-def _operation(summary: str, prompt: str, checks: Mapping[str, fields.Check]) -> dict[str, Any]:
+def _operation(
+    summary: str, prompt: str, checks: Mapping[str, fields.Check], example: dict[str, Any]
+) -> dict[str, Any]:
     properties: dict[str, Any] = {name: {} for name in checks}
     properties["model"] = {"type": "string"}
     content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
@@ -69,6 +90,9 @@ def _operation(summary: str, prompt: str, checks: Mapping[str, fields.Check]) ->
         "summary": summary,
         "tags": ["completions"],
         "security": [{"HTTPBearer": []}],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": body, "example": example}},
+        },
         "responses": answers,
     }
