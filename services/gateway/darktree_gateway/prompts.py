@@ -19,7 +19,7 @@ MAX_PROMPTS = 128
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _MESSAGE_FIELDS = frozenset(
     {"role", "content", "name", "tool_calls", "tool_call_id", "refusal", "reasoning", "reasoning_content",
-     "annotations", "audio", "function_call"}
+     "annotations", "audio", "function_call", "parsed"}
 )  # fmt: skip
 
 
@@ -59,19 +59,13 @@ def bound_of_messages(messages: Any) -> tuple[int, bool]:
 
 
 def _bound_of_message(name: str, message: dict[str, Any]) -> tuple[int, bool]:
-    for field in message:
-        if field not in _MESSAGE_FIELDS:
-            raise unknown(f"{name}.{field}")
+    _check_members(name, message)
     role = message.get("role")
     if type(role) is not str:
         raise missing(f"{name}.role") if role is None else wrong_type(f"{name}.role", "a string", role)
     if role not in _ROLES:
         choices = ", ".join(sorted(_ROLES))
         raise wrong_value(f"{name}.role", f"supported values are: {choices}.")
-    for field in ("audio", "function_call"):
-        if message.pop(field, None) is not None:
-            raise unsupported(f"{name}.{field}", "No model here takes it.")
-    message.pop("annotations", None)
     if message.get("content") is None and role != "assistant":
         raise missing(f"{name}.content")
     bound = PER_MESSAGE_TOKENS + _bound_of_content(f"{name}.content", message.get("content"))
@@ -85,6 +79,17 @@ def _bound_of_message(name: str, message: dict[str, Any]) -> tuple[int, bool]:
     if calls is not None and type(calls) is not list:
         raise wrong_type(f"{name}.tool_calls", "an array", calls)
     return bound, bool(calls) or role == "tool"
+
+
+def _check_members(name: str, message: dict[str, Any]) -> None:
+    for field in message:
+        if field not in _MESSAGE_FIELDS:
+            raise unknown(f"{name}.{field}")
+    for field in ("audio", "function_call"):
+        if message.pop(field, None) is not None:
+            raise unsupported(f"{name}.{field}", "No model here takes it.")
+    for field in ("annotations", "parsed"):  # an answer's, which clients send back as they had it
+        message.pop(field, None)
 
 
 def _bound_of_content(name: str, content: Any) -> int:
