@@ -14,10 +14,10 @@ CONTEXT ?= .
 BUILDER ?= $(firstword $(notdir $(shell command -v docker podman buildah)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install up test soak check format bench openapi reference dashboards vectors vllm clients kube image sbom e2e lock clean
+.PHONY: help install up test soak check format bench peers bench-peers openapi reference dashboards vectors vllm clients kube image sbom e2e lock clean
 
 help: ## Show this help
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z0-9-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z0-9-]*:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Make .venv with everything that requirements.lock names (PYTHON=python3.x chooses which)
 
@@ -53,6 +53,12 @@ format: install ## Format the code and mend what the linter can mend
 
 bench: install ## Measure what docs/benchmarks.md claims (ARGS passes options on)
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+peers: ## Install the proxies that bench-peers measures beside ours, each in a folder of .venv-peers (needs npm)
+	bash scripts/peers-install.sh
+
+bench-peers: install ## Measure Darktree beside nginx, vllm-router, Portkey and LiteLLM (ARGS="--quick"; make peers first)
+	$(BIN)/python benchmarks/side_by_side.py $(ARGS)
 
 openapi: install ## Write docs/openapi/ from the services' own code
 	$(BIN)/python scripts/openapi.py

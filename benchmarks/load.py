@@ -1,9 +1,13 @@
 """A load that costs little: so many connections, each sending its next request when the last is answered whole.
 
+With a `rate`, of all together and a second, each sends when its turn has come, and a latency begins then: a server that
+is late does not delay the next measurement unseen.
+
     python benchmarks/load.py '{"host": ..., "port": ..., "path": ..., "headers": {...}, "body": ..., "connections": 64,
                                "seconds": 5}'
 
-prints one JSON object: requests, seconds, p50/p99 in milliseconds, and how many were answered with each status.
+prints one JSON object: requests, seconds, p50/p99 in milliseconds, how many were answered with each status, and how
+many connections broke before their answer was whole or had not ended GRACE_SECONDS after the deadline.
 """
 
 import asyncio
@@ -19,7 +23,7 @@ from typing import Any, cast
 import httptools
 import uvloop
 
-CONNECT_TRIES = 50
+GRACE_SECONDS = 20.0
 
 
 @dataclass
@@ -27,28 +31,44 @@ class Tally:
     """What the connections of one run have seen together."""
 
     deadline: float
+    interval: float  # of one connection's requests, in seconds; 0 without a rate
     latencies: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
+    broken: int = 0
 
 
 class Client(asyncio.Protocol):
     """One connection: a request, its answer, the next request, until the deadline."""
 
-    def __init__(self, request: bytes, tally: Tally, done: asyncio.Future[None]) -> None:
+    def __init__(self, request: bytes, tally: Tally, done: asyncio.Future[None], first: float) -> None:
         self.request = request
         self.tally = tally
         self.done = done
+        self.due = first
+        self.awaits = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
-        self.send()
+        self.wait()
+
+    def wait(self) -> None:
+        """Send at once, or when this connection's turn has come."""
+        if self.tally.interval and self.due > time.perf_counter():
+            delay = self.due - time.perf_counter()
+            asyncio.get_running_loop().call_later(delay, self.send)
+        else:
+            self.send()
 
     def send(self) -> None:
-        if time.perf_counter() >= self.tally.deadline:
+        now = time.perf_counter()
+        if now >= self.tally.deadline:
+            self.awaits = False
             self.transport.close()
             return
+        self.awaits = True
         self.parser = httptools.HttpResponseParser(self)
-        self.started = time.perf_counter()
+        self.started = self.due if self.tally.interval else now
+        self.due += self.tally.interval
         self.transport.write(self.request)
 
     def data_received(self, data: bytes) -> None:
@@ -57,9 +77,10 @@ class Client(asyncio.Protocol):
     def on_message_complete(self) -> None:
         self.tally.latencies.append(time.perf_counter() - self.started)
         self.tally.statuses[self.parser.get_status_code()] += 1
-        self.send()
+        self.wait()
 
     def connection_lost(self, _: Exception | None) -> None:
+        self.tally.broken += self.awaits
         if not self.done.done():
             self.done.set_result(None)
 
@@ -72,22 +93,26 @@ async def run(job: dict[str, Any]) -> dict[str, Any]:
     lines += [f"{name}: {value}" for name, value in job["headers"].items()]
     request = "\r\n".join([*lines, f"content-length: {len(body)}", "", ""]).encode() + body
     started = time.perf_counter()
-    tally = Tally(deadline=started + job["seconds"])
+    interval = job["connections"] / job["rate"] if job.get("rate") else 0.0
+    tally = Tally(deadline=started + job["seconds"], interval=interval)
     waiting = []
-    for _ in range(job["connections"]):
+    for number in range(job["connections"]):
         done = loop.create_future()
-        await loop.create_connection(partial(Client, request, tally, done), job["host"], job["port"])
+        first = started + interval * number / job["connections"]
+        client = partial(Client, request, tally, done, first)
+        await loop.create_connection(client, job["host"], job["port"])
         waiting.append(done)
-    await asyncio.gather(*waiting)
+    _, late = await asyncio.wait(waiting, timeout=job["seconds"] + GRACE_SECONDS)
     taken = time.perf_counter() - started
     milliseconds = sorted(latency * 1000 for latency in tally.latencies)
     return {
         "requests": len(milliseconds),
         "seconds": taken,
         "requests_per_second": len(milliseconds) / taken,
-        "p50_ms": statistics.median(milliseconds),
-        "p99_ms": milliseconds[int(len(milliseconds) * 0.99)],
+        "p50_ms": statistics.median(milliseconds) if milliseconds else None,
+        "p99_ms": milliseconds[int(len(milliseconds) * 0.99)] if milliseconds else None,
         "statuses": dict(tally.statuses),
+        "broken": tally.broken + len(late),
     }
 
 

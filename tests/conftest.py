@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from starlette.types import ASGIApp
 
 from darktree_kit import migrate, server
+from darktree_kit.wire import BoundedProtocol
 from darktree_ledger.app import make_app as make_ledger_app
 from darktree_ledger.settings import Settings as LedgerSettings
 from darktree_stripe_simulator.app import make_app as make_stripe_app
@@ -113,6 +114,7 @@ def serving(app: ASGIApp) -> Iterator[str]:
         server_header=False,
         proxy_headers=False,
         lifespan="on",
+        http=BoundedProtocol,
         timeout_graceful_shutdown=2,
     )
     running = uvicorn.Server(config)

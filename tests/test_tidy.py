@@ -78,7 +78,7 @@ def test_only_settings_modules_read_the_environment() -> None:
     report(findings(names, rule), "Read the environment in the package's settings.py.")
 
 
-def test_only_kits_http_and_channel_and_the_gateways_upstream_call_over_http() -> None:
+def test_only_kits_http_and_channel_and_the_gateways_connections_call_over_http() -> None:
     clients = re.compile(r"(aiohttp|httptools|httpx|requests|urllib3|urllib\.request|http\.client)(\.|$)")
 
     def rule(node: ast.AST) -> Iterator[Finding]:
@@ -91,7 +91,7 @@ def test_only_kits_http_and_channel_and_the_gateways_upstream_call_over_http() -
     own = {
         f"services/stripe_simulator/darktree_stripe_simulator/{name}.py" for name in ("webhooks", "client")
     }
-    allowed = kit | own | {"services/gateway/darktree_gateway/upstream.py"}
+    allowed = kit | own | {"services/gateway/darktree_gateway/connections.py"}
     names = [name for name in python_files(*PACKAGES) if name not in allowed]
     report(findings(names, rule), "Use darktree_kit.http, or the gateway's upstream.")
 

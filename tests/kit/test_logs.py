@@ -1,7 +1,11 @@
 """A log line is one JSON object with the request's id, and settings never show a secret."""
 
+import asyncio
+import io
 import json
 import logging
+import subprocess
+import sys
 
 from pydantic import SecretStr
 
@@ -34,6 +38,39 @@ def test_an_exception_is_one_line_too() -> None:
     formatted = logs.JsonFormatter("ledger").format(record)
     assert "\n" not in formatted
     assert "broken" in json.loads(formatted)["exception"]
+
+
+async def test_lines_of_one_turn_of_the_loop_are_one_write_and_what_is_wrong_goes_at_once() -> None:
+    written: list[str] = []
+    stream = io.StringIO()
+    stream.write = lambda text: written.append(text) or len(text)  # type: ignore[method-assign, func-returns-value]
+    log = logging.Logger("x")
+    log.addHandler(logs.LineHandler(stream))
+    log.info("one")
+    log.info("two")
+    assert written == []
+    await asyncio.sleep(0)
+    assert written == ["one\ntwo\n"]
+    log.info("three")
+    log.error("wrong")
+    assert written[1:] == ["three\nwrong\n"]
+    await asyncio.to_thread(log.info, "from a thread without a loop")
+    assert written[2:] == ["from a thread without a loop\n"]
+
+
+def test_lines_that_wait_are_written_when_the_process_ends() -> None:
+    code = (
+        "import asyncio, logging\n"
+        "from darktree_kit import logs\n"
+        "logs.configure('gateway')\n"
+        "async def main():\n"
+        "    logging.getLogger('x').info('the last')\n"
+        "    raise SystemExit(3)\n"
+        "asyncio.run(main())\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 3
+    assert json.loads(ended.stderr)["message"] == "the last"
 
 
 def test_printing_settings_shows_no_secret() -> None:

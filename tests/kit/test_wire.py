@@ -47,6 +47,9 @@ class Echo:
             size += len(message.get("body", b""))
             if not message.get("more_body"):
                 break
+        if scope["path"] == "/watched":
+            await self._watch(scope)
+            return
         if scope["path"] == "/slow":
             until = time.monotonic() + 3 * READ_SECONDS
             while time.monotonic() < until:
@@ -55,6 +58,15 @@ class Echo:
         length = (b"content-length", str(len(content)).encode())
         await send({"type": "http.response.start", "status": 200, "headers": [length]})
         await send({"type": "http.response.body", "body": content})
+
+    async def _watch(self, scope: Scope) -> None:
+        """Wait to be told twice that the client has left: while it is there, and when it has gone already."""
+        for told in ("told", "told again"):
+            left = asyncio.Event()
+            unwatch = scope["state"]["when_left"](left.set)
+            await left.wait()
+            unwatch()
+            self.paths.append(told)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +117,20 @@ def test_an_ordinary_request_and_the_next_on_its_connection_are_answered(connect
     for _ in range(2):
         connection.sendall(TARGET + b"Content-Length: 3\r\n\r\nabc")
         assert answer_of(connection).startswith(b"HTTP/1.1 200")
+
+
+def test_a_client_that_leaves_is_told_of_without_waiting_for_it(
+    connection: socket.socket, echo: Echo
+) -> None:
+    size = 40 * MAX_HEAD_BYTES  # so large that reading pauses meanwhile
+    request = b"POST /watched HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size
+    connection.sendall(request + b"a" * size)
+    until = time.monotonic() + DEADLINE_SECONDS
+    while echo.paths != ["/watched"]:
+        assert time.monotonic() < until
+    connection.close()
+    while echo.paths != ["/watched", "told", "told again"]:
+        assert time.monotonic() < until, echo.paths
 
 
 def test_a_head_without_an_end_is_refused(connection: socket.socket, echo: Echo) -> None:

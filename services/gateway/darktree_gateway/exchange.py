@@ -16,7 +16,7 @@ from darktree_gateway.metering import Meter, Metering, Outcome
 from darktree_gateway.record import CLIENT_LEFT_STATUS, OK, Record
 from darktree_gateway.requests import Ask
 from darktree_gateway.upstream import Generation, Upstream
-from darktree_gateway.watch import ClientLeft, Watch
+from darktree_gateway.watch import ClientLeft, Watch, WhenLeft
 from darktree_kit.errors import ApiError
 from darktree_ledger.schemas import Result
 
@@ -58,6 +58,7 @@ class Exchange:
         """Serve and settle. Raises the ApiError of a request that failed before anything of it was sent."""
         self._send = send
         self._asked_headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self._when_left: WhenLeft | None = scope["state"].get("when_left")
         try:
             await self._run(scope["state"]["request_id"], receive)
         finally:
@@ -65,7 +66,7 @@ class Exchange:
 
     async def _run(self, request_id: str, receive: Receive) -> None:
         try:
-            with Watch(receive) as watch:
+            with Watch(receive, self._when_left) as watch:
                 self._admitted.held.stop = watch.stop
                 await self._generate(request_id)
         except ClientLeft:

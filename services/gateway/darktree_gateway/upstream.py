@@ -1,4 +1,4 @@
-"""The gateway's only client of engines: one session with kept connections, balanced over a lane's engines.
+"""The gateway's only client of engines, balanced over a lane's engines.
 
 A request is sent to another engine once: when the first could not be reached, broke the connection before a byte of an
 answer, or said that it cannot take it now (503, 429). After that it is the customer's to repeat. Whatever engines
@@ -11,29 +11,25 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import aiohttp
 import orjson
 
 from darktree_gateway import metrics
 from darktree_gateway.affinity import conversation_of
 from darktree_gateway.balancing import Balancer, Engine, Patience
+from darktree_gateway.connections import Answer, Connections, CutOff, NotConnected
 from darktree_gateway.errors import EngineError, LaneUnavailable, decoded, of_engine
 from darktree_gateway.lanes import Lane
 from darktree_gateway.requests import Ask
 from darktree_kit.clock import monotonic
 from darktree_kit.errors import ApiError
 
-CONNECT_TIMEOUT_SECONDS = 5.0
-KEEP_ALIVE_SECONDS = 4.0  # less than vLLM's 5, or its closing meets our next request
 COUNT_TIMEOUT_SECONDS = 30.0
 EXPOSITION_TIMEOUT_SECONDS = 5.0
 PROBE_TIMEOUT_SECONDS = 2.0
 MAX_EXPOSITION_BYTES = 8 * 1024 * 1024
-MAX_CONNECTIONS = 10_000
 MAX_ERROR_BYTES = 64 * 1024
 MAX_COUNT_BYTES = 32 * 1024 * 1024
 MAX_COUNTS_AT_ONCE = 8
-READ_BUFFER_BYTES = 256 * 1024
 
 _log = logging.getLogger(__name__)
 _PATHS = {
@@ -48,28 +44,24 @@ _COUNTED_FIELDS = (
     "continue_final_message",
     "add_special_tokens",
 )
-_UNREACHABLE = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
-_CUT_OFF = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
 
 
 class Generation:
     """One answer that an engine is giving."""
 
-    __slots__ = ("_broke", "_ended", "_response", "engine")
+    __slots__ = ("_answer", "_broke", "_ended", "engine")
 
-    def __init__(
-        self, engine: Engine, response: aiohttp.ClientResponse, ended: Callable[[Engine, bool], None]
-    ) -> None:
+    def __init__(self, engine: Engine, answer: Answer, ended: Callable[[Engine, bool], None]) -> None:
         self.engine = engine
-        self._response = response
+        self._answer = answer
         self._ended = ended
         self._broke = False
 
     async def read(self) -> bytes:
         """Return what has arrived, at least one byte; nothing at the end. Raises EngineError when it breaks off."""
         try:
-            return await self._response.content.readany()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            return await self._answer.read()
+        except OSError as error:
             self._broke = True
             raise EngineError from error
 
@@ -77,7 +69,7 @@ class Generation:
         """Let go of the engine. Unless the answer has ended, this closes the connection: the engine stops."""
         self.engine.outstanding -= 1
         self._ended(self.engine, self._broke)
-        self._response.close()
+        self._answer.close()
 
 
 class Upstream:
@@ -88,19 +80,10 @@ class Upstream:
         self._headers = {"Content-Type": "application/json"} | (
             {"Authorization": f"Bearer {token}"} if token else {}
         )
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=KEEP_ALIVE_SECONDS),
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=CONNECT_TIMEOUT_SECONDS, sock_read=idle_seconds
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            read_bufsize=READ_BUFFER_BYTES,
-            skip_auto_headers=("User-Agent", "Accept-Encoding"),
-        )
+        self._connections = Connections(idle_seconds=idle_seconds)
 
     async def close(self) -> None:
-        await self._session.close()
+        await self._connections.close()
 
     async def generate(self, lane: Lane, ask: Ask, body: bytes, request_id: str) -> Generation:
         """Send a request to one of the lane's engines; return once it has begun to answer.
@@ -117,18 +100,18 @@ class Upstream:
                 break
             engine.outstanding += 1
             try:
-                response = await self._session.post(engine.url + path, data=body, headers=headers)
+                answer = await self._connections.ask(engine.url + path, "POST", headers, body, fresh=last_try)
             except BaseException as error:
                 engine.outstanding -= 1
                 unreachable = self._judge(error, lane, engine)  # raises what is not worth another try
                 continue
-            if response.status == 200:
-                return Generation(engine, response, partial(self._ended, lane))
+            if answer.status == 200:
+                return Generation(engine, answer, partial(self._ended, lane))
             engine.outstanding -= 1
-            refusal = await _refusal(response, ask)
-            reason = f"status_{response.status // 100}xx"
+            refusal = await _refusal(answer, ask)
+            reason = f"status_{answer.status // 100}xx"
             metrics.UPSTREAM_ERRORS.labels(lane.name, reason).inc()
-            if response.status >= 500:
+            if answer.status >= 500:
                 self._failed(lane, engine, reason)
             else:
                 self.balancer.answered(engine)
@@ -140,18 +123,18 @@ class Upstream:
 
     def _judge(self, error: BaseException, lane: Lane, engine: Engine) -> str | None:
         """Return which engine to leave out of another try; raise when there shall be none."""
-        if isinstance(error, _UNREACHABLE):
+        if isinstance(error, NotConnected):
             self._failed(lane, engine, "unreachable", reached=False)
             metrics.UPSTREAM_ERRORS.labels(lane.name, "unreachable").inc()
             metrics.RETRIES.labels(lane.name, "unreachable").inc()
             return engine.url
-        if isinstance(error, _CUT_OFF):
+        if isinstance(error, CutOff):
             self._failed(lane, engine, "cut_off")
             metrics.UPSTREAM_ERRORS.labels(lane.name, "cut_off").inc()
             metrics.RETRIES.labels(lane.name, "cut_off").inc()
             # Perhaps only a kept connection that the engine closed just then: the only engine may be asked again.
             return engine.url if len(lane.endpoints) > 1 else None
-        if isinstance(error, aiohttp.ClientError | TimeoutError | OSError | ValueError):
+        if isinstance(error, TimeoutError | OSError | ValueError):
             self._failed(lane, engine, "broken")
             metrics.UPSTREAM_ERRORS.labels(lane.name, "broken").inc()
             raise EngineError from error
@@ -188,21 +171,19 @@ class Upstream:
 
     async def _count(self, lane: Lane, ask: Ask, body: bytes) -> tuple[int, int]:
         unreachable: str | None = None
-        for _ in range(2):
+        for last_try in (False, True):
             engine = self.balancer.choose(lane.endpoints, but_not=unreachable)
             if engine is None:
                 break
             try:
                 async with asyncio.timeout(COUNT_TIMEOUT_SECONDS):
-                    response = await self._session.post(
-                        engine.url + "/tokenize", data=body, headers=self._headers
+                    answer = await self._connections.ask(
+                        engine.url + "/tokenize", "POST", self._headers, body, fresh=last_try
                     )
-                    async with response:
-                        if response.status != 200:
-                            raise await _refusal(response, ask)
-                        content = await _read_bounded(response, MAX_COUNT_BYTES)
-                answer = orjson.loads(content)
-                return int(answer["count"]), int(answer.get("max_model_len") or lane.context_tokens)
+                    if answer.status != 200:
+                        raise await _refusal(answer, ask)
+                    counted = orjson.loads(await _read_bounded(answer, MAX_COUNT_BYTES))
+                return int(counted["count"]), int(counted.get("max_model_len") or lane.context_tokens)
             except ApiError:
                 raise
             except (KeyError, TypeError) as error:
@@ -213,12 +194,13 @@ class Upstream:
 
     async def is_there(self, url: str) -> bool:
         """Return whether an engine answers, and does not say that it cannot serve."""
-        timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_SECONDS)
         try:
-            async with self._session.get(url + "/health", headers=self._headers, timeout=timeout) as response:
-                return response.status < 500
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
+                answer = await self._connections.ask(url + "/health", "GET", self._headers)
+                await _read_bounded(answer, MAX_ERROR_BYTES)
+        except (TimeoutError, OSError, EngineError):
             return False
+        return answer.status < 500
 
     async def exposition(self, url: str) -> str | None:
         """Return an engine's own metrics in Prometheus' text format, or None when it does not give them."""
@@ -236,14 +218,14 @@ class Upstream:
         return version, context if isinstance(context, int) else None
 
     async def _fetch(self, url: str) -> bytes | None:
-        timeout = aiohttp.ClientTimeout(total=EXPOSITION_TIMEOUT_SECONDS)
         try:
-            async with self._session.get(url, headers=self._headers, timeout=timeout) as response:
-                content = await _read_bounded(response, MAX_EXPOSITION_BYTES)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, EngineError) as error:
+            async with asyncio.timeout(EXPOSITION_TIMEOUT_SECONDS):
+                answer = await self._connections.ask(url, "GET", self._headers)
+                content = await _read_bounded(answer, MAX_EXPOSITION_BYTES)
+        except (TimeoutError, OSError, EngineError) as error:
             _log.debug("an engine's counters could not be read", extra={"error": str(error)[:200]})
             return None
-        return content if response.status == 200 else None
+        return content if answer.status == 200 else None
 
 
 def _member(content: bytes | None, name: str) -> object:
@@ -253,13 +235,16 @@ def _member(content: bytes | None, name: str) -> object:
         return None
 
 
-async def _read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
+async def _read_bounded(answer: Answer, limit: int) -> bytes:
     """Return a body. Raises EngineError when it is longer than the limit."""
     content = bytearray()
-    while part := await response.content.readany():
-        content += part
-        if len(content) > limit:
-            raise EngineError
+    try:
+        while part := await answer.read():
+            content += part
+            if len(content) > limit:
+                raise EngineError
+    finally:
+        answer.close()
     return bytes(content)
 
 
@@ -282,11 +267,9 @@ def _count_bodies(ask: Ask) -> list[bytes]:
     return [orjson.dumps(sent)]
 
 
-async def _refusal(response: aiohttp.ClientResponse, ask: Ask) -> ApiError:
+async def _refusal(answer: Answer, ask: Ask) -> ApiError:
     try:
-        content = await response.content.read(MAX_ERROR_BYTES)
-    except (aiohttp.ClientError, TimeoutError, OSError):
+        content = await _read_bounded(answer, MAX_ERROR_BYTES)
+    except (OSError, EngineError):
         content = b""
-    finally:
-        response.release()
-    return of_engine(response.status, decoded(content), model=ask.model, prompt_param=ask.prompt_param)
+    return of_engine(answer.status, decoded(content), model=ask.model, prompt_param=ask.prompt_param)

@@ -3,11 +3,16 @@
 No prompt, no answer and no secret ever reaches a log: callers pass named fields, never bodies.
 """
 
+import asyncio
 import logging
 import sys
+from contextlib import nullcontext
 from contextvars import ContextVar
+from typing import TextIO
 
 import orjson
+
+MAX_WAITING_LINES = 1_000
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
@@ -37,6 +42,37 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(line, default=str).decode()
 
 
+class LineHandler(logging.Handler):
+    """Writes lines to a stream: those of one turn of the event loop together, and what is wrong at once.
+
+    A write for each request costs more than its line does.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.append(self.format(record) + "\n")
+            if record.levelno >= logging.WARNING or len(self._lines) >= MAX_WAITING_LINES:
+                self.flush()
+            elif len(self._lines) == 1:
+                asyncio.get_running_loop().call_soon(self.flush)
+        except RuntimeError:  # no loop runs in this thread
+            self.flush()
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        with self.lock or nullcontext():
+            lines, self._lines = self._lines, []
+            if lines:
+                self._stream.write("".join(lines))
+                self._stream.flush()
+
+
 def event(log: logging.Logger, message: str, fields: dict[str, object]) -> None:
     """Log named fields at level INFO, and look for no caller in the stack: for lines at every request."""
     if log.isEnabledFor(logging.INFO):
@@ -47,7 +83,7 @@ def event(log: logging.Logger, message: str, fields: dict[str, object]) -> None:
 
 def configure(service: str, level: str = "INFO") -> None:
     """Send every log line of this process to standard error as JSON."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LineHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(service))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for noisy in ("uvicorn.access", "aiohttp.access"):

@@ -5,6 +5,8 @@ descriptors for ever.
 """
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -30,10 +32,24 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._told_of_leaving: list[Callable[[], None]] = []
         self._since = self.loop.time()
         self._next_look = self.loop.call_later(self.look_seconds, self._look)
 
+    def when_left(self, tell: Callable[[], None]) -> Callable[[], None]:
+        """Have it told when the client closes the connection; returns what ends that.
+
+        As waiting for `http.disconnect` does, without a task that waits.
+        """
+        self.flow.resume_reading()  # what is not read is not heard
+        self._told_of_leaving.append(tell)
+        if self.transport.is_closing():
+            self.loop.call_soon(tell)
+        return partial(self._told_of_leaving.remove, tell)
+
     def connection_lost(self, exc: Exception | None) -> None:
+        for tell in list(self._told_of_leaving):
+            tell()
         if self._next_look is not None:
             self._next_look.cancel()
         super().connection_lost(exc)
@@ -54,6 +70,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self.scope["state"]["when_left"] = self.when_left
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
