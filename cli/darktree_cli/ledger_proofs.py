@@ -99,6 +99,10 @@ def _verify(file: Path, note: str | None, keys: list[str] | None, output: Output
         "checkpoint": verifying.describe(report.checkpoint),
         "earlier": verifying.describe(report.earlier),
         "earlier_entries": report.earlier_entries,
+        "continues": [
+            {"ended": verifying.describe(link.ended), "common": verifying.describe(link.common)}
+            for link in report.continued
+        ],
         "keys_are_yours": report.pinned,
     }
     proves = [
@@ -115,6 +119,11 @@ def _verify(file: Path, note: str | None, keys: list[str] | None, output: Output
         proves.append(
             f"the first {report.earlier_entries:,} of them were already in the log of "
             f"{report.earlier.size:,} entries that you kept: history before it was not rewritten"
+        )
+    for link in report.continued:
+        proves.append(
+            f"the log {link.ended.origin} ended when it had {link.ended.size:,} entries or more; this one goes on "
+            f"from its first {link.common.size:,}. What came after those is lost, and its signers say so"
         )
     proves.append(verifying.key_warning(report.pinned, report.signed_by))
     verifying.verdict(output, report.failures, facts, proves, export_file.NOT_PROVEN)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from darktree_cli import (
+    backup,
     caps,
     close,
     credits,
@@ -59,6 +60,8 @@ app.command("reconcile", epilog=EXIT_CODES)(reconcile.command)
 app.command("selftest", epilog=EXIT_CODES)(selftest.command)
 app.command("migrate")(migrations.command)
 app.command("postgres")(postgres_server.command)
+app.command("backup", epilog=EXIT_CODES)(backup.backup)
+app.command("restore")(backup.restore)
 
 
 def main() -> None:

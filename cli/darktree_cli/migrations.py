@@ -37,6 +37,17 @@ def migrate(database_url: str, passwords: Mapping[str, str]) -> dict[str, str]:
     return states
 
 
+def passwords(settings: Settings) -> dict[str, str]:
+    """Return the passwords that the environment gives to roles."""
+    given = {
+        "darktree_migrator": settings.migrator_role_password,
+        "darktree_ledger": settings.ledger_role_password,
+        "darktree_sealer": settings.sealer_role_password,
+        "darktree_billing": settings.billing_role_password,
+    }
+    return {role: secret.get_secret_value() for role, secret in given.items() if secret is not None}
+
+
 def command(output: OutputOption = Output.TABLE) -> None:
     """Bring the schemas of the database that DATABASE_URL names up to date.
 
@@ -47,18 +58,12 @@ def command(output: OutputOption = Output.TABLE) -> None:
     settings = Settings()
     if settings.database_url is None:
         raise typer.BadParameter("set DATABASE_URL to the database to migrate", param_hint="DATABASE_URL")
-    given = {
-        "darktree_migrator": settings.migrator_role_password,
-        "darktree_ledger": settings.ledger_role_password,
-        "darktree_sealer": settings.sealer_role_password,
-        "darktree_billing": settings.billing_role_password,
-    }
-    passwords = {role: secret.get_secret_value() for role, secret in given.items() if secret is not None}
+    given = passwords(settings)
     try:
-        states = migrate(settings.database_url.get_secret_value(), passwords)
+        states = migrate(settings.database_url.get_secret_value(), given)
     except MigrationFailed as error:
         typer.echo(f"darktree: {error}", err=True)
         raise typer.Exit(1) from error
-    answer = {"schemas": list(SCHEMAS), "states": states, "roles_with_login": sorted(passwords)}
-    rows = [(schema, state, f"darktree_{schema}" in passwords) for schema, state in states.items()]
+    answer = {"schemas": list(SCHEMAS), "states": states, "roles_with_login": sorted(given)}
+    rows = [(schema, state, f"darktree_{schema}" in given) for schema, state in states.items()]
     show(output, answer, ("schema", "state", "password set"), rows)

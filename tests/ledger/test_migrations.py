@@ -13,7 +13,7 @@ from sqlalchemy import create_engine
 
 import darktree_ledger.migrations
 from darktree_kit import migrate
-from darktree_kit.db import driver_url
+from darktree_kit.db import DRIVER_URL, connect_arguments
 from darktree_ledger import models
 
 REVISIONS = sorted(
@@ -95,7 +95,7 @@ def test_everybody_else_has_no_place_in_a_migrated_database(empty_database: Call
 
 
 def test_the_models_are_what_the_migrations_make(database: Any) -> None:
-    engine = create_engine(driver_url(database.admin_url))
+    engine = create_engine(DRIVER_URL, connect_args=connect_arguments(database.admin_url))
     with engine.connect() as connection:
 
         def ours(thing: Any, name: str | None, kind: str, reflected: bool, other: Any) -> bool:

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from darktree_billing import (
     admin,
+    backups,
     close_api,
     expiries,
     internal,
@@ -57,6 +58,7 @@ def make_app(settings: Settings) -> FastAPI:
                 )
             ),
             asyncio.create_task(expiries.watch(database, _addresses(settings), settings.expiries_seconds)),
+            asyncio.create_task(backups.watch(database)),
         ]
         try:
             async with selling(app, settings, database, ledger):
@@ -94,6 +96,7 @@ def make_app(settings: Settings) -> FastAPI:
     app.state.books_key = load_books_key(settings.books_key_file)
     app.include_router(internal.router)
     app.include_router(admin.router)
+    app.include_router(backups.router)
     app.include_router(close_api.router)
     app.include_router(statement_api.router)
     app.include_router(members_api.router)

@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel
 
+from darktree_billing.backup_schemas import BackupView, RecordBackup
 from darktree_billing.close_schemas import CloseList, CloseResult, ImportBalance, ImportedBalance
 from darktree_billing.key_format import key_digest, key_id_of
 from darktree_billing.payments_client import PaymentsCalls
@@ -261,6 +262,14 @@ class AdminClient(PaymentsCalls):
         params = {"customer_id": customer_id, "earlier": earlier}
         told = {name: value for name, value in params.items() if value}
         return self._http.stream("/admin/ledger/export", params=told)
+
+    async def record_backup(self, body: RecordBackup) -> BackupView:
+        return BackupView.model_validate_json(await self._send("POST", "/admin/backups", body))
+
+    async def latest_backup(self) -> BackupView | None:
+        """Return the backup that began last, or None when none was ever recorded."""
+        content = await self._http.call("GET", "/admin/backups/latest")
+        return None if content == b"null" else BackupView.model_validate_json(content)
 
     async def status(self) -> StatusView:
         return StatusView.model_validate_json(await self._http.call("GET", "/admin/status"))

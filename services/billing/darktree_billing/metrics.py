@@ -42,6 +42,10 @@ EVENTS_OLDEST = Gauge(
 )
 EVENTS_DEAD = Gauge("darktree_stripe_events_dead", "Events that were given up and need a person.")
 ORDERS = Gauge("darktree_orders", "Orders that are not finished, by state; review needs a person.", ["state"])
+BACKED_UP = Gauge(
+    "darktree_backup_last_success_timestamp_seconds",
+    "When the newest backup began that was recorded as whole; 0 when there was none.",
+)
 SWEPT = Gauge(
     "darktree_stripe_swept_timestamp_seconds",
     "When this process last asked Stripe for everything that may have been missed, and got it.",

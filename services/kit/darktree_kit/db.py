@@ -12,6 +12,7 @@ from typing import Annotated, Any, LiteralString
 import psycopg
 from fastapi import Depends, Request
 from psycopg import AsyncConnection, generators
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGresult
 from psycopg.rows import TupleRow
@@ -27,18 +28,33 @@ POOL_TIMEOUT_SECONDS = 10
 STATEMENT_TIMEOUT_MILLISECONDS = 30_000
 
 _log = logging.getLogger("darktree.db")
+DRIVER_URL = "postgresql+psycopg://"  # where the database is goes by `connect_arguments`
+# A primary that vanishes without a word is given up after some seconds; without these, TCP waits for minutes.
+_SILENCE: dict[str, str | int] = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
 _CONNECT_OPTIONS: dict[str, Any] = {
     "connect_timeout": CONNECT_TIMEOUT_SECONDS,
     "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MILLISECONDS} -c timezone=UTC",
 }
 
 
-def driver_url(url: str) -> str:
-    """Return a Postgres URL with the driver that SQLAlchemy shall use (psycopg 3)."""
+def connect_arguments(url: str) -> dict[str, Any]:
+    """Return what the driver is told of a URL, which may name several hosts: only libpq reads it, never SQLAlchemy.
+
+    Whichever host takes writes is used, unless the URL says otherwise. Raises ValueError.
+    """
     scheme, separator, rest = url.partition("://")
     if not separator or scheme.partition("+")[0] not in {"postgres", "postgresql"}:
         raise ValueError("the database's URL must begin with postgresql://")
-    return "postgresql+psycopg://" + rest
+    try:
+        told = conninfo_to_dict("postgresql://" + rest)
+    except psycopg.ProgrammingError as error:
+        raise ValueError("the database's URL cannot be read") from error  # its own message repeats the URL
+    return {"target_session_attrs": "read-write"} | _SILENCE | told
 
 
 class Database:
@@ -46,13 +62,13 @@ class Database:
 
     def __init__(self, url: str, *, pool_size: int = 8) -> None:
         self.engine = create_async_engine(
-            driver_url(url),
+            DRIVER_URL,
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=POOL_TIMEOUT_SECONDS,
             pool_pre_ping=True,  # a restart of the database costs nobody a failed request
             hide_parameters=True,  # an error's text goes to the log; the values of its statement must not
-            connect_args=_CONNECT_OPTIONS,
+            connect_args=connect_arguments(url) | _CONNECT_OPTIONS,
         )
         self.sessions = async_sessionmaker(self.engine, expire_on_commit=False)
 
@@ -70,7 +86,7 @@ async def connect(url: str) -> AsyncConnection[TupleRow]:
 
     It is for whoever holds a session's lock: the lock, and what is done under it, end together.
     """
-    return await AsyncConnection.connect(url, autocommit=True, **_CONNECT_OPTIONS)
+    return await AsyncConnection.connect(autocommit=True, **connect_arguments(url) | _CONNECT_OPTIONS)
 
 
 class Calls:
@@ -82,7 +98,7 @@ class Calls:
     """
 
     def __init__(self, url: str, *, pool_size: int = 8) -> None:
-        self._url = url
+        self._arguments = connect_arguments(url) | _CONNECT_OPTIONS
         self._places = asyncio.Semaphore(pool_size)
         self._idle: list[_Prepared] = []
 
@@ -108,9 +124,7 @@ class Calls:
         return value
 
     async def _connect(self) -> "_Prepared":
-        connection = await AsyncConnection.connect(
-            self._url, autocommit=True, client_encoding="UTF8", **_CONNECT_OPTIONS
-        )
+        connection = await AsyncConnection.connect(autocommit=True, client_encoding="UTF8", **self._arguments)
         return _Prepared(connection)
 
 

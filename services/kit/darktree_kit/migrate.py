@@ -8,6 +8,7 @@ revision.
 """
 
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from alembic.script import ScriptDirectory
 from psycopg import sql
 from sqlalchemy import Connection, create_engine, text
 
-from darktree_kit.db import driver_url
+from darktree_kit.db import DRIVER_URL, connect_arguments
 
 OWNER_ROLE = "darktree_owner"
 MIGRATOR_ROLE = (
@@ -57,10 +58,9 @@ DO $$ BEGIN
             REVOKE CREATE ON SCHEMA public FROM PUBLIC;
         END IF;
     END IF;
-    ALTER SCHEMA "{schema}" OWNER TO {owner};
-    REVOKE ALL ON SCHEMA "{schema}" FROM PUBLIC;
 END $$
 """
+_GIVE_SCHEMA = 'ALTER SCHEMA "{schema}" OWNER TO {owner}; REVOKE ALL ON SCHEMA "{schema}" FROM PUBLIC'
 _KEEP_FUNCTIONS = "ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON ROUTINES FROM PUBLIC"
 
 
@@ -70,7 +70,7 @@ def upgrade(url: str, package: str, *, schema: str, revision: str = "head") -> b
     A schema that a newer version of Darktree has brought further than this one knows is left as it is, and False is
     returned: that is a rollback, and migrations leave what the version before needs.
     """
-    engine = create_engine(driver_url(url))
+    engine = create_engine(DRIVER_URL, connect_args=connect_arguments(url))
     try:
         with engine.connect() as connection:
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": LOCK_KEY})
@@ -102,10 +102,8 @@ def run_env(context: Any) -> None:
     attributes = context.config.attributes
     connection: Connection = attributes["connection"]
     schema: str = attributes["schema"]
-    for role in (OWNER_ROLE, MIGRATOR_ROLE, f"darktree_{schema}", *attributes["roles"]):
-        connection.execute(text(_CREATE_ROLE.format(role=role)))
-    give = _GIVE_TO_OWNER.format(owner=OWNER_ROLE, migrator=MIGRATOR_ROLE, schema=schema)
-    connection.exec_driver_sql(give.replace("%", "%%"))
+    _make_roles(connection, schema, attributes["roles"])
+    connection.execute(text(_GIVE_SCHEMA.format(owner=OWNER_ROLE, schema=schema)))
     connection.execute(text(f"SET ROLE {OWNER_ROLE}"))
     connection.execute(text(_KEEP_FUNCTIONS))
     context.configure(connection=connection, version_table_schema=schema)
@@ -116,9 +114,24 @@ def run_env(context: Any) -> None:
     connection.execute(text("RESET ROLE"))
 
 
+def prepare_restore(url: str, package: str, *, schema: str) -> None:
+    """Make what a backup of a schema needs of a new database: the roles, and an owner who may make the schema.
+
+    Raises ValueError when the schema is there already.
+    """
+    engine = create_engine(DRIVER_URL, connect_args=connect_arguments(url))
+    try:
+        with engine.begin() as connection:
+            if connection.scalar(text("SELECT to_regnamespace(:schema)"), {"schema": schema}) is not None:
+                raise ValueError(f"the schema {schema} is there already")
+            _make_roles(connection, schema, _declared_roles(package))
+    finally:
+        engine.dispose()
+
+
 def allow_login(url: str, role: str, password: str) -> None:
     """Let a role that migrations made log in with this password."""
-    with psycopg.connect(url, autocommit=True) as connection:
+    with psycopg.connect(autocommit=True, **connect_arguments(url)) as connection:
         statement = sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}")
         connection.execute(statement.format(sql.Identifier(role), sql.Literal(password)))
 
@@ -130,6 +143,18 @@ def _is_ahead(connection: Connection, config: Config, schema: str) -> bool:
     return reached is not None and reached not in known
 
 
+def _make_roles(connection: Connection, schema: str, others: Iterable[str]) -> None:
+    for role in (OWNER_ROLE, MIGRATOR_ROLE, f"darktree_{schema}", *others):
+        connection.execute(text(_CREATE_ROLE.format(role=role)))
+    give = _GIVE_TO_OWNER.format(owner=OWNER_ROLE, migrator=MIGRATOR_ROLE)
+    connection.exec_driver_sql(give.replace("%", "%%"))
+
+
+def _declared_roles(package: str) -> tuple[str, ...]:
+    roles: tuple[str, ...] = getattr(importlib.import_module(f"{package}.migrations"), "ROLES", ())
+    return roles
+
+
 def _config(connection: Connection, package: str, schema: str, *, newest: bool) -> Config:
     migrations = importlib.import_module(f"{package}.migrations")
     folder = Path(migrations.__path__[0])
@@ -137,6 +162,6 @@ def _config(connection: Connection, package: str, schema: str, *, newest: bool) 
     config.set_main_option("script_location", str(folder))
     config.attributes["connection"] = connection
     config.attributes["schema"] = schema
-    config.attributes["roles"] = getattr(migrations, "ROLES", ())
+    config.attributes["roles"] = _declared_roles(package)
     config.attributes["functions"] = sorted((folder / "functions").glob("*.sql")) if newest else []
     return config

@@ -3,11 +3,17 @@
 A checkpoint says how many entries the log has and the root over them. Whoever keeps one can later tell whether anything
 before it was rewritten. A log's keys all have the log's origin as their name; each but the first is endorsed by one
 before it, so that whoever trusts one key can tell by himself which later ones to trust. Nothing here reads or writes.
+
+A log that lost its end, because its database was restored to an earlier moment, must not go on under its name: there
+would be two histories of one origin. It ends, and a log of another origin continues it: the keys of the one that ended
+sign a continuation, which says how far the new log is the old one, how long the old one was known to be,
+and the new key.
 """
 
 import base64
 import binascii
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +30,7 @@ from darktree_kit.notes import (
 from darktree_ledger.merkle import HASH_BYTES, MAX_SIZE
 
 ROTATION = "darktree.dev/key-rotation/v1"
+CONTINUATION = "darktree.dev/log-continuation/v1"
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,22 @@ class Checkpoint:
     def signed(self, signers: Sequence[Signer]) -> str:
         """Return the checkpoint as a note with all these signatures."""
         return sign(self.text(), signers)
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What the keys of a log that ended say of the log that goes on.
+
+    `ended` is the newest checkpoint of the old log that is known; `common` is how much of it the new one begins with.
+    """
+
+    ended: Checkpoint
+    common: Checkpoint
+    verifier: Verifier
+
+    def text(self) -> str:
+        lines = [CONTINUATION, *self.ended.text().splitlines(), *self.common.text().splitlines()[1:]]
+        return "\n".join([*lines, str(self.verifier)]) + "\n"
 
 
 class LogKey(Protocol):
@@ -96,9 +119,33 @@ def trusted_keys(trusted: Iterable[Verifier], published: Iterable[LogKey]) -> li
         found += new
 
 
+def open_continuation(note: str, verifiers: Iterable[Verifier]) -> Continuation:
+    """Return a continuation that a key of the log that ended has signed. Raises MalformedNote, UnverifiedNote."""
+    lines = split(note)[0].split("\n")
+    if len(lines) != 8 or lines[0] != CONTINUATION or lines[-1]:
+        raise MalformedNote("a continuation is seven lines: see docs/ledger-format.md")
+    origin, size, root, common_size, common_root, vkey = lines[1:-1]
+    ended = parse_checkpoint(f"{origin}\n{size}\n{root}\n")
+    common = parse_checkpoint(f"{origin}\n{common_size}\n{common_root}\n")
+    open_note(note, [verifier for verifier in verifiers if verifier.name == origin])
+    return Continuation(ended, common, parse_verifier(vkey))
+
+
+def continuations(trusted: Iterable[Verifier], published: Iterable[LogKey]) -> list[Continuation]:
+    """Return every continuation among the published keys that a trusted key has signed, oldest first."""
+    keys, found = list(trusted), []
+    for key in published:
+        with suppress(NoteError):
+            found.append(open_continuation(key.endorsement or "", keys))
+    return found
+
+
 def _endorsed(verifier: Verifier, note: str | None, by: list[Verifier]) -> bool:
     try:
-        text = open_note(note or "", [known for known in by if known.name == verifier.name])
+        text = open_note(note or "", by)
+        if text.startswith(CONTINUATION):
+            return open_continuation(note or "", by).verifier == verifier
+        open_note(note or "", [known for known in by if known.name == verifier.name])
     except NoteError:
         return False
     return text == _rotation(verifier)

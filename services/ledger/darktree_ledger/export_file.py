@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from darktree_kit.notes import NoteError, Verifier, parse_verifier
-from darktree_ledger.checkpoints import Checkpoint, open_checkpoint, trusted_keys
+from darktree_ledger.checkpoints import Checkpoint, Continuation, continuations, open_checkpoint, trusted_keys
 from darktree_ledger.merkle import Edge, verify_consistency, verify_inclusion
 from darktree_ledger.receipts import LogKeyView
 from darktree_ledger.verification import Chains, Failure, Failures, Span, checked_spans, spans_of
@@ -51,6 +51,9 @@ class Report:
     earlier_entries: int = 0  # how many of the entries were in the log of the earlier checkpoint
     pinned: bool = False
     signed_by: list[str] = field(default_factory=list)
+    continued: list[Continuation] = field(
+        default_factory=list
+    )  # logs that ended and go on in this one, oldest first
     failures: Failures = field(default_factory=Failures)
 
 
@@ -116,13 +119,29 @@ class _Verification:
         try:
             report.checkpoint = open_checkpoint(note, verifiers)
             report.signed_by = [str(verifier) for verifier in verifiers]
+            report.continued = continuations(verifiers, views)
         except NoteError as error:
             report.failures.add(Failure(f"the checkpoint: {error}"))
         if kept is not None:
             try:
-                report.earlier = open_checkpoint(kept, verifiers)
+                report.earlier = self._continued(open_checkpoint(kept, verifiers))
             except NoteError as error:
                 report.failures.add(Failure(f"the checkpoint that you kept: {error}"))
+
+    def _continued(self, kept: Checkpoint) -> Checkpoint:
+        """Return a kept checkpoint as one of the log that continues its log, as far as it does."""
+        for link in self.report.continued:
+            if kept.origin != link.ended.origin:
+                continue
+            if kept.size > link.common.size:
+                what = (
+                    f"the log {kept.origin} ended, and {link.verifier.name} continues its first {link.common.size} "
+                    f"entries: of the {kept.size} that you kept a checkpoint of, the last "
+                    f"{kept.size - link.common.size} are lost, as those who signed it say"
+                )
+                self.report.failures.add(Failure(what))
+            kept = Checkpoint(link.verifier.name, kept.size, kept.root)
+        return kept
 
     def _compare_roots(self, tree: "_Tree", checkpoint: Checkpoint) -> None:
         failures, earlier = self.report.failures, self.report.earlier

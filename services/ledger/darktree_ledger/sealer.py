@@ -6,6 +6,10 @@ wait for it. Whatever fails, the round is given up, and the log is taken up agai
     python -m darktree_ledger.sealer new-key ORIGIN FILE
 
 makes a key instead, writes it where only this user may read it, and prints its verifier key.
+
+    python -m darktree_ledger.sealer continue-as ORIGIN FILE
+
+ends a log that lost its end in a restore, and begins one that continues it (continuing.py).
 """
 
 import asyncio
@@ -23,8 +27,8 @@ from darktree_kit.db import connect
 from darktree_kit.errors import Unavailable
 from darktree_kit.notes import MalformedKey, NoteError, Signer, make_signer, parse_signer, write_signer
 from darktree_ledger import sealer_metrics as metrics
-from darktree_ledger.anchors import Anchors, target_of
-from darktree_ledger.checkpoints import open_checkpoint
+from darktree_ledger.anchors import Anchors, Target, target_of
+from darktree_ledger.checkpoints import Checkpoint, open_checkpoint
 from darktree_ledger.s3 import Credentials
 from darktree_ledger.sealing import BATCH_ENTRIES, Log, LogError, take_lock
 from darktree_ledger.settings import SealerSettings
@@ -37,9 +41,7 @@ _log = logging.getLogger(__name__)
 def make_app(settings: SealerSettings) -> FastAPI:
     """Return the sealer's application: health and metrics, while it seals beside. Raises MalformedKey, ValueError."""
     signers = read_signers(settings.key_files)
-    headers = _headers(settings.anchor_header.get_secret_value())
-    credentials = _credentials(settings)
-    targets = [target_of(url, headers, credentials) for url in settings.anchors]
+    targets = anchor_targets(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -116,23 +118,32 @@ class Sealer:
 
     async def _must_continue_what_is_anchored(self, log: Log) -> None:
         """Raise LogError when an anchor knows another history: a restore to an earlier moment, or worse."""
-        verifiers = [signer.verifier for signer in self._signers]
-        for name, note in (await self._anchors.newest()).items():
-            try:
-                checkpoint = open_checkpoint(note, verifiers)
-            except NoteError as error:
-                detail = {"target": name, "error": str(error)}
-                _log.warning("an anchor holds no checkpoint of ours", extra=detail)
-                continue
+        for name, checkpoint in (await anchored(self._anchors, log)).items():
             if not await log.has(checkpoint):
                 raise LogError(
                     f"{name} has a checkpoint of {checkpoint.size} entries with which this log does not begin: was the "
-                    "database restored to an earlier moment? To go on all the same, anchor elsewhere from now on"
+                    "database restored to an earlier moment? To go on from there, see docs/operations.md (continue-as)"
                 )
 
     def _anchor(self, log: Log) -> None:
-        if log.checkpoint is not None and log.note is not None:
+        # Not that of a log that this one continues: it belongs where it was anchored.
+        if (
+            log.checkpoint is not None
+            and log.note is not None
+            and log.checkpoint.origin == self._signers[0].name
+        ):
             self._anchors.add(log.checkpoint.size, log.note)
+
+
+async def anchored(anchors: Anchors, log: Log) -> dict[str, Checkpoint]:
+    """Return the newest checkpoint of this log, or of one that it continues, at each anchor that can be read."""
+    found = {}
+    for name, note in (await anchors.newest()).items():
+        try:
+            found[name] = open_checkpoint(note, log.verifiers)
+        except NoteError as error:
+            _log.warning("an anchor holds no checkpoint of ours", extra={"target": name, "error": str(error)})
+    return found
 
 
 async def _drain(log: Log) -> None:
@@ -147,6 +158,13 @@ async def _measure(log: Log) -> None:
     metrics.LAG_SECONDS.set(lag.seconds)
     metrics.CHECKPOINT_SIZE.set(log.checkpoint.size if log.checkpoint else 0)
     metrics.CHECKPOINT_AGE.set(await log.checkpoint_age_seconds())
+
+
+def anchor_targets(settings: SealerSettings) -> list[Target]:
+    """Return where checkpoints are also kept. Raises ValueError."""
+    headers = _headers(settings.anchor_header.get_secret_value())
+    credentials = _credentials(settings)
+    return [target_of(url, headers, credentials) for url in settings.anchors]
 
 
 def _headers(line: str) -> Mapping[str, str]:
@@ -164,8 +182,15 @@ def _credentials(settings: SealerSettings) -> Credentials | None:
 
 def main(arguments: Sequence[str]) -> None:
     if arguments:
-        if len(arguments) != 3 or arguments[0] != "new-key":
-            sys.exit("usage: python -m darktree_ledger.sealer [new-key ORIGIN FILE]")
+        if len(arguments) != 3 or arguments[0] not in {"new-key", "continue-as"}:
+            sys.exit(
+                "usage: python -m darktree_ledger.sealer [new-key ORIGIN FILE | continue-as ORIGIN FILE]"
+            )
+        if arguments[0] == "continue-as":
+            from darktree_ledger.continuing import command
+
+            command(arguments[1], Path(arguments[2]))
+            return
         signer = make_signer(arguments[1])
         write_signer(signer, Path(arguments[2]))
         sys.stdout.write(f"{signer.verifier}\n")

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from darktree_kit.notes import Signer, Verifier, parse_verifier
+from darktree_kit.notes import Signer, Verifier, parse_verifier, sign
 from darktree_ledger import merkle
-from darktree_ledger.checkpoints import Checkpoint, endorse, parse_checkpoint
+from darktree_ledger.checkpoints import Checkpoint, Continuation, endorse, parse_checkpoint
 
 LOCK_KEY = 0x64_74_4C_6F_67  # "dtLog", as ledger.log_lock() says
 BATCH_ENTRIES = 5_000
@@ -48,6 +48,7 @@ class Log:
         self._edge = edge
         self.note: str | None = None
         self.checkpoint: Checkpoint | None = None
+        self.verifiers: list[Verifier] = []  # of every key that ever signed, oldest first
 
     @classmethod
     async def open(cls, connection: Connection, signers: Sequence[Signer]) -> "Log":
@@ -113,6 +114,14 @@ class Log:
         self.checkpoint, self.note = checkpoint, note
         return True
 
+    async def continue_as(self, verifier: Verifier, ended: Checkpoint) -> str:
+        """Record that this log ends, and that one of another origin goes on from where it stands; return the note."""
+        origin = self._signers[0].name
+        common = Checkpoint(origin, self.size, self._edge.root())
+        note = sign(Continuation(ended, common, verifier).text(), self._signers)
+        await self._add_key(verifier, note)
+        return note
+
     async def checkpoint_age_seconds(self) -> float:
         """Return the newest checkpoint's age by the database's clock; 0 when there is none."""
         query = (
@@ -135,8 +144,8 @@ class Log:
             "SELECT vkey FROM ledger.log_key ORDER BY first_size, added_at"
         )
         known: list[Verifier] = [parse_verifier(row[0]) for row in await cursor.fetchall()]
-        if known and known[0].name != self._signers[0].name:
-            raise LogError(f"this is the log {known[0].name}, but the keys are for {self._signers[0].name}")
+        if known and known[-1].name != self._signers[0].name:
+            raise LogError(f"this is the log {known[-1].name}, but the keys are for {self._signers[0].name}")
         voucher = next((signer for signer in self._signers if signer.verifier in known), None)
         if known and voucher is None:
             raise LogError(
@@ -146,8 +155,15 @@ class Log:
             if signer.verifier in known:
                 continue
             note = endorse(signer.verifier, voucher) if voucher else None
-            await self._connection.execute("SELECT ledger.add_log_key(%s, %s)", [str(signer.verifier), note])
+            await self._add_key(signer.verifier, note)
             voucher = voucher or signer
+        self.verifiers = [
+            *known,
+            *(signer.verifier for signer in self._signers if signer.verifier not in known),
+        ]
+
+    async def _add_key(self, verifier: Verifier, endorsement: str | None) -> None:
+        await self._connection.execute("SELECT ledger.add_log_key(%s, %s)", [str(verifier), endorsement])
 
     async def _read_checkpoint(self) -> None:
         """Read the last checkpoint, and refuse to go on from a log of which it is not the beginning."""
