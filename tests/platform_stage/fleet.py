@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ class Front:
         if behind is None:
             writer.transport.abort()
             return
-        await asyncio.gather(_copy(reader, behind[1]), _copy(behind[0], writer))
+        with suppress(asyncio.CancelledError):  # the front was closed
+            await asyncio.gather(_copy(reader, behind[1]), _copy(behind[0], writer))
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         ports = list(self.ports)
@@ -215,6 +217,8 @@ class Served:
     request_id: str
     usage: tuple[int, int]
     retries: int
+    begun_at: float
+    ended_at: float
     whole: bool = True
 
     @property
@@ -232,7 +236,6 @@ class Traffic:
     make: Callable[[int], dict[str, Any]]
     served: list[Served] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    longest_seconds: float = 0.0
     _ended: bool = False
     _tasks: list["asyncio.Task[None]"] = field(default_factory=list)
 
@@ -267,14 +270,13 @@ class Traffic:
             count = 0
             while not self._ended:
                 count += 1
-                started = time.monotonic()
                 try:
                     self.served.append(await self._ask(client, customer.id, self.make(number + count)))
                 except (OpenAIError, httpx.HTTPError) as error:
                     self.failures.append(f"{type(error).__name__}: {error}")
-                self.longest_seconds = max(self.longest_seconds, time.monotonic() - started)
 
     async def _ask(self, client: AsyncOpenAI, customer_id: str, body: dict[str, Any]) -> Served:
+        begun_at = self.now()
         raw = await client.chat.completions.with_raw_response.create(**body)
         request_id, usage = raw.headers["x-request-id"], None
         if body.get("stream"):
@@ -286,15 +288,30 @@ class Traffic:
         else:
             usage = raw.parse().usage
         assert usage is not None, f"{request_id}: no usage"
-        return Served(
-            customer_id, request_id, (usage.prompt_tokens, usage.completion_tokens), raw.retries_taken
-        )
+        used = (usage.prompt_tokens, usage.completion_tokens)
+        return Served(customer_id, request_id, used, raw.retries_taken, begun_at, self.now())
+
+    @staticmethod
+    def now() -> float:
+        return time.monotonic()
+
+    async def until_one_begun_after(self, moment: float) -> None:
+        """Wait for a whole answer to a request that was sent after a moment."""
+        async with asyncio.timeout(REQUEST_SECONDS):
+            while not any(served.begun_at > moment for served in self.served):
+                await asyncio.sleep(POLL_SECONDS)
+
+    def longest_pause(self) -> float:
+        """Return the longest time without any whole answer."""
+        ends = sorted(served.ended_at for served in self.served)
+        return max((later - earlier for earlier, later in pairwise(ends)), default=0.0)
 
     def summary(self) -> str:
         retried = Counter(served.retries for served in self.served)
+        longest = max((served.ended_at - served.begun_at for served in self.served), default=0.0)
         return (
             f"{len(self.served)} answers, {len(self.failures)} failures, retries {dict(sorted(retried.items()))}, "
-            f"the longest took {self.longest_seconds:.1f} s"
+            f"the longest took {longest:.1f} s"
         )
 
 
