@@ -16,7 +16,7 @@ from darktree_kit.notes import parse_signer
 from darktree_ledger.checkpoints import parse_checkpoint
 
 Platform = Any  # what tests/platform/conftest.py makes, which cannot be imported
-DARKTREE = Path(sys.executable).with_name("darktree")
+DARKTREE = str(Path(sys.executable).with_name("darktree"))
 SOON = {"DARKTREE_SEALER_SEAL_SECONDS": "0.1", "DARKTREE_SEALER_CHECKPOINT_SECONDS": "0.2"}
 NEXT = "darktree.dev/ledger/after-the-restore"
 CLIENTS = 6
@@ -32,7 +32,7 @@ def a_chat(number: int) -> dict[str, Any]:
     }
 
 
-def darktree(*words: str, code: int = 0, **env: str) -> Any:
+def darktree(*words: str, env: dict[str, str] | None = None, code: int = 0) -> Any:
     """Run a command, and return its JSON."""
     ran = subprocess.run(
         [DARKTREE, *words, "--output", "json"], env=env, capture_output=True, text=True, timeout=120
@@ -86,11 +86,12 @@ def drill(
     customers = [platform.customer(cap_tokens=1_000_000) for _ in range(2)]
 
     def keep(name: str, entries: int) -> Path:
+        kept: Path = folder / name
         eventually(
             lambda: latest.exists() and size_of(latest.read_text()) >= entries, "a checkpoint is anchored"
         )
-        (folder / name).write_text(latest.read_text())
-        return folder / name
+        kept.write_text(latest.read_text())
+        return kept
 
     def recorded() -> int:
         (row,) = platform.sql("SELECT count(*) AS entries FROM ledger.entry")
@@ -101,7 +102,7 @@ def drill(
             await traffic.until(40)
             keep("before", recorded() - CLIENTS)
             words = ("backup", str(folder / "backup"), "--data-dir", str(platform.data_dir))
-            made = await traffic.during(lambda: darktree(*words))
+            made: dict[str, Any] = await traffic.during(lambda: darktree(*words))
             await traffic.until(40)
         assert traffic.failures == []
         return made
@@ -134,16 +135,17 @@ class Restored:
 @pytest.fixture(scope="module")
 def restored(drill: Drill, empty_database: Callable[[], Any]) -> Iterator[Restored]:
     """The backup in another cluster's new database, and services on it."""
-    database, platform, copies = empty_database(), drill.platform, []
+    database, platform = empty_database(), drill.platform
+    copies: list[Copy] = []
     words = ("restore", str(drill.backup), "--checkpoint", str(drill.newest))
     passwords = {f"DARKTREE_{role}_ROLE_PASSWORD": PASSWORD for role in ("LEDGER", "SEALER", "BILLING")}
-    told = darktree(*words, DATABASE_URL=database.admin_url, **passwords)
+    told = darktree(*words, env={"DATABASE_URL": database.admin_url} | passwords)
 
     def copy(service: str, **settings: str) -> Copy:
         url = database.url_as(f"darktree_{service}")
         environment = platform.process(service).environ()
         log = drill.folder / f"{service}-{len(copies)}.log"
-        copies.append(Copy(environment, service, log, health="/healthz", DATABASE_URL=url, **settings))
+        copies.append(Copy(environment, service, log, {"DATABASE_URL": url, **settings}, health="/healthz"))
         return copies[-1]
 
     try:
@@ -192,12 +194,12 @@ def test_the_restored_ledger_adds_up_and_is_proven_against_the_kept_checkpoint_a
     drill: Drill, restored: Restored, eventually: Callable[..., Any]
 ) -> None:
     """One test, because each step needs the one before."""
-    assert darktree("ledger", "check", **restored.admin)["problems"] == []
+    assert darktree("ledger", "check", env=restored.admin)["problems"] == []
     verify = ("ledger", "verify", "--key", drill.key, "--checkpoint")
-    proven = darktree(*verify, str(drill.before), **restored.admin)
+    proven = darktree(*verify, str(drill.before), env=restored.admin)
     assert (proven["verdict"], proven["keys_are_yours"]) == ("proven", True)
     assert proven["earlier"]["size"] == size_of(drill.before.read_text())
-    cut = darktree(*verify, str(drill.newest), code=1, **restored.admin)
+    cut = darktree(*verify, str(drill.newest), code=1, env=restored.admin)
     assert "it was cut off" in cut["differs"][0]["what"]
 
     sealer = restored.start_sealer()
@@ -227,11 +229,11 @@ def test_the_restored_ledger_adds_up_and_is_proven_against_the_kept_checkpoint_a
         lambda: (anchors / "latest").exists() and NEXT in (anchors / "latest").read_text(), "it is anchored"
     )
 
-    goes_on = darktree(*verify, str(drill.before), **restored.admin)
+    goes_on = darktree(*verify, str(drill.before), env=restored.admin)
     assert (goes_on["verdict"], goes_on["checkpoint"]["origin"]) == ("proven", NEXT)
     (link,) = goes_on["continues"]
     assert link["ended"]["size"] == size_of(drill.newest.read_text())
     assert link["common"]["size"] == restored.told["log_entries"]
-    lost = darktree(*verify, str(drill.newest), code=1, **restored.admin)
+    lost = darktree(*verify, str(drill.newest), code=1, env=restored.admin)
     assert f"the last {link['ended']['size'] - link['common']['size']} are lost" in lost["differs"][0]["what"]
     sealer.terminate()

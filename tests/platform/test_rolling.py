@@ -32,7 +32,8 @@ def fleet(platform: Platform) -> Iterator[Fleet]:
 
 def a_chat(number: int) -> dict[str, Any]:
     """Return a short plain answer, a short stream, or a stream that takes seconds."""
-    body = {"model": "qwen25-14b-awq", "messages": [{"role": "user", "content": "Count the leaves"}]}
+    messages = [{"role": "user", "content": "Count the leaves"}]
+    body: dict[str, Any] = {"model": "qwen25-14b-awq", "messages": messages}
     body |= {"max_tokens": 10 + number % 20, "extra_body": {"ignore_eos": True}}
     if number % 3:
         body |= {"stream": True, "stream_options": {"include_usage": True}}

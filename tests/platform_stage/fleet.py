@@ -91,17 +91,19 @@ class Copy:
         environment: Mapping[str, str],
         service: str,
         log: Path,
-        *,
+        settings: Mapping[str, str | None],
         health: str = "/readyz",
-        **settings: str,
     ) -> None:
         self.service = service
         self._health = health
         self.environment = dict(environment)
         self.port = _free_port()
         prefix = f"DARKTREE_{service.upper()}_"
-        given = {"HOST": HOST, "PORT": str(self.port), **settings}
-        self.environment |= {prefix + name: value for name, value in given.items()}
+        given: dict[str, str | None] = {"HOST": HOST, "PORT": str(self.port), **settings}
+        for name, value in given.items():
+            self.environment.pop(prefix + name, None)
+            if value is not None:
+                self.environment[prefix + name] = value
         self.url = f"http://{HOST}:{self.port}"
         self.log = log
         module = {"sealer": "darktree_ledger.sealer"}.get(service, f"darktree_{service}")
@@ -144,7 +146,7 @@ class Fleet:
         self.platform = platform
         self.fronts = {service: Front() for service in ("ledger", "billing", "gateway")}
         self.copies: dict[str, list[Copy]] = {service: [] for service in self.fronts}
-        self._settings: dict[str, dict[str, str]] = {
+        self._settings: dict[str, dict[str, str | None]] = {
             "ledger": {},
             "billing": {"LEDGER_URL": self.fronts["ledger"].url},
             "gateway": {
@@ -160,8 +162,8 @@ class Fleet:
     def base_url(self) -> str:
         return self.fronts["gateway"].url + "/v1"
 
-    def add(self, service: str, **settings: str) -> Copy:
-        """Start a copy and put it behind its front. Settings stay for the copies after it."""
+    def add(self, service: str, **settings: str | None) -> Copy:
+        """Start a copy and put it behind its front. Settings stay for the copies after it; None unsets one."""
         self._settings[service] |= settings
         name = "gateway-1" if service == "gateway" else service
         running = self.platform.process(name)
@@ -169,17 +171,13 @@ class Fleet:
         chosen = dict(self._settings[service])
         if service == "gateway":
             chosen |= {"JOURNAL_DIR": str(self.platform.data_dir / "fleet-journal")}
-        copy = Copy(
-            running.environ(),
-            service,
-            self.platform.data_dir / "logs" / f"{service}-copy-{number}.log",
-            **chosen,
-        )
+        log = self.platform.data_dir / "logs" / f"{service}-copy-{number}.log"
+        copy = Copy(running.environ(), service, log, chosen)
         self.copies[service].append(copy)
         self.fronts[service].ports.append(copy.port)
         return copy
 
-    def replace(self, service: str, **settings: str) -> None:
+    def replace(self, service: str, **settings: str | None) -> None:
         """Start a new copy, then ask the oldest to go: what a rolling update without surge to spare does."""
         self.add(service, **settings)
         oldest = self.copies[service].pop(0)

@@ -117,4 +117,6 @@ def _peppers(settings: Settings) -> Peppers:
     secrets = {version: settings.key_pepper.get_secret_value().encode()}
     if settings.key_pepper_previous is not None:
         secrets[version - 1] = settings.key_pepper_previous.get_secret_value().encode()
+    if settings.key_pepper_next is not None:
+        secrets[version + 1] = settings.key_pepper_next.get_secret_value().encode()
     return Peppers(current=version, secrets=secrets)

@@ -44,7 +44,7 @@ _STATUS: ColumnElement[Any] = case(
 
 @dataclass(frozen=True)
 class Peppers:
-    """The pepper that new keys are stored under, and those that older keys may still have, by version."""
+    """The pepper that new keys are stored under, and those that other keys may have, by version."""
 
     current: int
     secrets: Mapping[int, bytes] = field(repr=False)
@@ -102,7 +102,7 @@ async def verify_key(session: AsyncSession, peppers: Peppers, plans: Plans, body
         raise UnknownKey(body.key_id)
     if await is_frozen(session, key.customer_id):
         raise AccountFrozen(key.customer_id)
-    if key.pepper_version != peppers.current:
+    if key.pepper_version < peppers.current:  # a newer one: another replica is a step further
         key.digest = peppers.digest(body.key_sha256, peppers.current) or key.digest
         key.pepper_version = peppers.current
     if key.last_used_day != today:
@@ -156,7 +156,7 @@ async def count_keys(session: AsyncSession) -> dict[Status, int]:
 
 async def count_keys_with_old_pepper(session: AsyncSession, peppers: Peppers) -> int:
     """Return how many keys in use have not moved to the current pepper yet."""
-    old = col(ApiKey.pepper_version) != peppers.current
+    old = col(ApiKey.pepper_version) < peppers.current
     return await session.scalar(select(func.count()).where(old, _STATUS == "active")) or 0
 
 

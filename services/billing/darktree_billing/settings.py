@@ -16,7 +16,7 @@ def webhook_secrets(setting: SecretStr) -> list[str]:
 
 
 class Settings(DatabaseSettings):
-    """`DARKTREE_BILLING_*`. An empty token admits nobody."""
+    """`DARKTREE_BILLING_*`. An empty token admits nobody; of several, with commas between, each admits."""
 
     model_config = prefixed("billing")
 
@@ -25,19 +25,21 @@ class Settings(DatabaseSettings):
     ledger_token: SecretStr
     """Sent to the ledger: its token for billing."""
     gateway_token: SecretStr
-    """Admits gateways."""
+    """Admits gateways. New and old, with a comma between, while it is replaced."""
     admin_token: SecretStr
-    """Admits administrators."""
+    """Admits administrators. New and old, with a comma between, while it is replaced."""
     plans_file: Path
     """Plans, models and prices (YAML), read again when the file changes."""
-    # The pepper keeps a copy of the database from being enough to test a guess at a key. To rotate it, raise
-    # the version and keep the old one as `key_pepper_previous` until no key needs it (/admin/status).
+    # The pepper keeps a copy of the database from being enough to test a guess at a key. It is rotated in three steps,
+    # so that replicas of two steps understand each other: docs/operations.md.
     key_pepper: Annotated[SecretStr, Field(min_length=16)]
     """The secret under which keys are stored; 16 characters or more."""
     key_pepper_version: Annotated[int, Field(ge=1, le=32_767)] = 1
     """Which pepper that is, counted from 1."""
     key_pepper_previous: Annotated[SecretStr, Field(min_length=16)] | None = None
     """The pepper of the version before, while keys move to the present one."""
+    key_pepper_next: Annotated[SecretStr, Field(min_length=16)] | None = None
+    """The pepper of the version after: every replica must know it before one makes it the present one."""
     books_key_file: Path | None = None
     """The signer key (Ed25519, as signed notes write it) of statements and close packs; without it none is signed."""
     reconcile_seconds: float = Field(3600.0, gt=0)

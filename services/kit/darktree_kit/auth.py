@@ -11,11 +11,16 @@ from darktree_kit.errors import Forbidden, Unauthorized
 
 
 class Callers:
-    """The callers a service knows, each with its own token."""
+    """The callers a service knows, each with a token of its own, or several while one is being replaced."""
 
     def __init__(self, tokens: Mapping[str, str]) -> None:
-        """`tokens` maps a caller's name to its token; an empty token admits nobody."""
-        self._digests = {name: _digest(token) for name, token in tokens.items() if token}
+        """`tokens` maps a caller's name to its tokens, with commas between; an empty one admits nobody."""
+        self._digests = [
+            (name, _digest(token.strip()))
+            for name, listed in tokens.items()
+            for token in listed.split(",")
+            if token.strip()
+        ]
 
     def name_of(self, authorization: str | None) -> str:
         """Return the caller's name. Raises Unauthorized when the header is missing or fits nobody."""
@@ -24,7 +29,7 @@ class Callers:
             raise Unauthorized("A service token is required: Authorization: Bearer <token>.")
         sent = _digest(token.strip())
         # Every token is compared, so that time tells nothing about which one was near.
-        matches = [name for name, digest in self._digests.items() if hmac.compare_digest(digest, sent)]
+        matches = [name for name, digest in self._digests if hmac.compare_digest(digest, sent)]
         if not matches:
             raise Unauthorized("The service token is not known here.")
         return matches[0]

@@ -10,14 +10,14 @@ from darktree_kit.settings import DatabaseSettings, ServiceSettings, prefixed
 
 
 class Settings(DatabaseSettings):
-    """Environment variables `DARKTREE_LEDGER_*`. An empty token admits nobody."""
+    """Environment variables `DARKTREE_LEDGER_*`. An empty token admits nobody; of several, with commas, each does."""
 
     model_config = prefixed("ledger")
 
     gateway_token: SecretStr
-    """Admits gateways: to hold, renew, settle, void and read."""
+    """Admits gateways: to hold, renew, settle, void and read. New and old, a comma between, while it is replaced."""
     billing_token: SecretStr
-    """Admits billing: to open accounts, grant, change caps, read and check."""
+    """Admits billing: to open accounts, grant, change caps, read and check. New and old, as above."""
     patrol_seconds: float = Field(3600.0, gt=0)
     """The pause between two slices of the projection that are compared with their entries."""
     standing_seconds: float = Field(15.0, gt=0)
