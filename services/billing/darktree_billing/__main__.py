@@ -7,12 +7,13 @@ from darktree_billing.console.addresses import AddressError
 from darktree_billing.console.mail import MailError
 from darktree_billing.plans import PlansError
 from darktree_billing.settings import Settings
-from darktree_kit import logs, server
+from darktree_kit import logs, server, tracing
 
 
 def main() -> None:
     settings = Settings()
     logs.configure("billing", settings.log_level)
+    tracing.configure("billing", settings, at_edge=True)
     try:
         app = make_app(settings)
     except (PlansError, BooksKeyError, ChartError, AddressError, MailError) as error:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from pydantic import Field, SecretStr
 
-from darktree_kit.settings import ServiceSettings, prefixed
+from darktree_kit.settings import TracedSettings, prefixed
 
 
-class Settings(ServiceSettings):
+class Settings(TracedSettings):
     """Environment variables `DARKTREE_GATEWAY_<FIELD>`."""
 
     model_config = prefixed("gateway")

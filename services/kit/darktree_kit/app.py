@@ -4,10 +4,11 @@ The front, and the paths that a service answers by plain ASGI, stand before the 
 and for nothing else.
 """
 
+import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -18,7 +19,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from darktree_kit import clock, ids, logs, metrics
+from darktree_kit import clock, ids, logs, metrics, tracing
 from darktree_kit.errors import ApiError, BadRequest, Unavailable
 from darktree_kit.openapi import describe_refusals
 from darktree_kit.version import VERSION
@@ -50,7 +51,7 @@ def create_app(
         title=title,
         description=description,
         version=VERSION,
-        lifespan=lifespan,  # type: ignore[arg-type]
+        lifespan=_telling_all(lifespan),
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # a path with a slash too many is another path, and not known
@@ -87,6 +88,18 @@ def create_app(
     return app
 
 
+def _telling_all(lifespan: Any) -> Lifespan:
+    """Return a lifespan after which no span waits any more."""
+
+    @asynccontextmanager
+    async def with_flush(app: FastAPI) -> AsyncIterator[None]:
+        async with lifespan(app):
+            yield
+        await asyncio.to_thread(tracing.flush)
+
+    return with_flush
+
+
 class ServiceApp(FastAPI):
     """FastAPI behind the front. As a middleware the front would stand inside four of the framework's own."""
 
@@ -120,6 +133,7 @@ class Front:
         request_id = self._request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         token = logs.request_id.set(request_id)
+        serving = None if tracing.tracer is None else tracing.begin(scope, request_id)
         status = 0
         answered = False
 
@@ -148,6 +162,8 @@ class Front:
             await answer(error, send_with_id)
         finally:
             self._account(scope, status, clock.monotonic() - started)
+            if serving is not None:
+                serving.end(_method(scope), _route(scope), status)
             logs.request_id.reset(token)
 
     def _request_id(self, scope: Scope) -> str:
@@ -158,8 +174,7 @@ class Front:
         return ids.request_id_of(ids.uuid7())
 
     def _account(self, scope: Scope, status: int, seconds: float) -> None:
-        route = scope["state"].get("route") or getattr(scope.get("route"), "path", "other")
-        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+        route, method = _route(scope), _method(scope)
         metrics.count_request(self.service, route, method, status, seconds)
         if scope["path"] not in _QUIET_PATHS and not (scope["state"].get("quiet") and status < 400):
             fields = {
@@ -172,6 +187,16 @@ class Front:
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+def _method(scope: Scope) -> str:
+    return scope["method"] if scope["method"] in _METHODS else "OTHER"
+
+
+def _route(scope: Scope) -> str:
+    """Return the template of a request's path, never the path."""
+    route: str = scope["state"].get("route") or getattr(scope.get("route"), "path", "other")
+    return route
 
 
 async def answer(error: ApiError, send: Send) -> None:

@@ -8,6 +8,7 @@ once and the request sent again; so only what may be repeated goes through here,
 import asyncio
 import re
 import ssl
+from collections.abc import Mapping
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ from darktree_kit.errors import Unreachable
 from darktree_kit.http import CALL_TIMEOUT_SECONDS, CONNECT_TIMEOUT_SECONDS, refusal
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024  # with its headers
+NO_HEADERS: Mapping[str, str] = {}
 _VISIBLE = re.compile(r"[!-~]+")
 
 
@@ -49,9 +51,9 @@ class Channel:
             self._connection.close()
             self._connection = None
 
-    async def post(self, path: str, body: bytes) -> bytes:
-        """Send JSON and return the answer's body."""
-        request = self._head(path, len(body)) + body
+    async def post(self, path: str, body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> bytes:
+        """Send JSON and return the answer's body. `headers` are of plain ASCII, and ours."""
+        request = self._head(path, len(body), headers) + body
         try:
             async with asyncio.timeout(self._timeout), self._turn:
                 status, content = await self._exchange(request)
@@ -61,9 +63,11 @@ class Channel:
             raise refusal(self.service, status, content)
         return content
 
-    def _head(self, path: str, length: int) -> bytes:
+    def _head(self, path: str, length: int, headers: Mapping[str, str]) -> bytes:
         request_id = logs.request_id.get()
         named = "" if request_id is None else f"X-Request-Id: {request_id}\r\n"
+        if headers:
+            named += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         return (
             f"POST {self._prefix}{path} HTTP/1.1\r\n{self._headers}{named}"
             f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"

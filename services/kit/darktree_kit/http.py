@@ -10,7 +10,7 @@ from typing import Any, Self
 import aiohttp
 import orjson
 
-from darktree_kit import logs
+from darktree_kit import logs, tracing
 from darktree_kit.errors import ApiError, Unreachable
 
 CALL_TIMEOUT_SECONDS = 10.0
@@ -104,6 +104,7 @@ class InternalClient:
         sent_headers = self._headers | dict(headers or {})
         if (request_id := logs.request_id.get()) is not None:
             sent_headers["X-Request-Id"] = request_id
+        sent_headers |= tracing.headers()
         return self._session.request(method, self._base_url + path, headers=sent_headers, **options)
 
 

@@ -3,7 +3,7 @@
 Each service has one subclass with its own prefix. Secrets are `SecretStr`, so that printing settings cannot show them.
 """
 
-from pydantic import SecretStr
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -31,7 +31,18 @@ class ServiceSettings(BaseSettings):
     """DEBUG, INFO, WARNING or ERROR."""
 
 
-class DatabaseSettings(ServiceSettings):
+class TracedSettings(ServiceSettings):
+    """What a service is told whose requests can be traced."""
+
+    otlp_endpoint: str = Field("", pattern=r"^(https?://\S+)?$")
+    """Where traces go: a collector of OpenTelemetry's that takes OTLP over HTTP, such as `http://collector:4318`."""
+    otlp_header: SecretStr = SecretStr("")
+    """A header for the collector, such as `Authorization: Bearer ...`."""
+    trace_share: float = Field(1.0, ge=0, le=1)
+    """Which share of the requests is traced."""
+
+
+class DatabaseSettings(TracedSettings):
     """What a service with a schema in Postgres is told beside that."""
 
     database_url: SecretStr

@@ -15,6 +15,7 @@ from uuid import UUID
 
 import orjson
 
+from darktree_kit import tracing
 from darktree_kit.channel import Channel
 from darktree_kit.errors import ApiError, Unreachable
 from darktree_kit.http import InternalClient
@@ -50,6 +51,9 @@ class LedgerClient:
         self._slow_http = InternalClient(base_url, token, service="ledger", timeout=CHECK_TIMEOUT_SECONDS)
         self._waiting: deque[tuple[Operation, asyncio.Future[Result]]] = deque()
         self._sender: asyncio.Task[None] | None = None
+        self._trace: dict[
+            str, str
+        ] = {}  # of the request that waits and came last: a batch can be told of one only
 
     async def close(self) -> None:
         """Send what is waiting, then close the connections."""
@@ -77,6 +81,8 @@ class LedgerClient:
             raise Unreachable("too many operations are waiting for the ledger")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((operation, future))
+        if tracing.tracer is not None:
+            self._trace = tracing.headers()
         if self._sender is None or self._sender.done():
             # In a context of its own: a batch belongs to no single request.
             self._sender = asyncio.create_task(self._send_all(), context=Context())
@@ -95,7 +101,8 @@ class LedgerClient:
     async def apply_batch(self, operations: list[Operation]) -> list[Result]:
         """Apply operations in this order, in one call."""
         body = OPERATIONS.dump_json(operations)
-        return RESULTS.validate_json(await self._batches.post("/v1/operations", body))
+        trace, self._trace = self._trace, {}
+        return RESULTS.validate_json(await self._batches.post("/v1/operations", body, trace))
 
     async def ready(self) -> None:
         """Raise Unreachable unless the ledger answers and reaches its database."""
