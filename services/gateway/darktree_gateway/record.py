@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from darktree_gateway import metrics
+from darktree_gateway.requests import Ask
 from darktree_kit.clock import monotonic
 from darktree_kit.errors import ApiError
 
@@ -26,13 +27,14 @@ OK = "ok"
 class Record:
     """One completion, from its arrival on."""
 
-    __slots__ = ("_marks", "code", "customer_id", "entry_id", "lane", "limit_headers", "status", "tokens")
+    __slots__ = ("_marks", "ask", "code", "customer_id", "entry_id", "lane", "limit_headers", "status", "tokens")
 
     def __init__(self) -> None:
         self._marks = [monotonic()]
         self.status = 500  # until something better is known
         self.code = "internal"
         self.lane = "none"
+        self.ask: Ask | None = None
         self.customer_id: str | None = None
         self.entry_id: str | None = None
         self.tokens = (0, 0)
@@ -41,6 +43,11 @@ class Record:
     def end_phase(self) -> None:
         """The phase that comes next in PHASES has ended now."""
         self._marks.append(monotonic())
+
+    @property
+    def marks(self) -> list[float]:
+        """When it arrived, and when each phase so far ended, by the monotonic clock."""
+        return self._marks
 
     @property
     def arrived(self) -> float:

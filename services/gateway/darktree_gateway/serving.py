@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from starlette.types import Receive, Scope, Send
 
 from darktree_billing.schemas import ModelView
-from darktree_gateway import metrics, requests
+from darktree_gateway import metrics, requests, spans
 from darktree_gateway.admission import Admission, Admitted
 from darktree_gateway.auth import Authenticator, Caller
 from darktree_gateway.catalog import Prices
@@ -22,6 +22,7 @@ from darktree_gateway.record import OK, Record
 from darktree_gateway.requests import Ask, Endpoint
 from darktree_gateway.upstream import Upstream
 from darktree_gateway.watch import ClientLeft
+from darktree_kit import tracing
 from darktree_kit.errors import ApiError
 from darktree_kit.ids import parse_request_id
 
@@ -52,6 +53,8 @@ class Service:
             raise
         finally:
             record.count()
+            if tracing.tracer is not None:
+                spans.tell(record)
             if self.access_log or record.code != OK:
                 scope["state"]["log_fields"] = record.fields()
             else:
@@ -69,7 +72,7 @@ class Service:
         record.end_phase()
         try:
             requests.check_headers(scope["headers"])
-            ask = requests.read(await read_body(receive), endpoint)
+            ask = record.ask = requests.read(await read_body(receive), endpoint)
             hold_id = parse_request_id(scope["state"]["request_id"])
             record.end_phase()
             lane, model = self._find(ask, caller)

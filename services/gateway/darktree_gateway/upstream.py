@@ -20,6 +20,7 @@ from darktree_gateway.connections import Answer, Connections, CutOff, NotConnect
 from darktree_gateway.errors import EngineError, LaneUnavailable, decoded, of_engine
 from darktree_gateway.lanes import Lane
 from darktree_gateway.requests import Ask
+from darktree_kit import tracing
 from darktree_kit.clock import monotonic
 from darktree_kit.errors import ApiError
 
@@ -90,7 +91,7 @@ class Upstream:
 
         Raises LaneUnavailable, or the engine's refusal in OpenAI's shape, or EngineError.
         """
-        headers = self._headers | {"X-Request-Id": request_id}
+        headers = self._headers | {"X-Request-Id": request_id} | tracing.headers()
         path = _PATHS[ask.endpoint]
         unreachable: str | None = None
         conversation = conversation_of(ask) if len(lane.endpoints) > 1 else None

@@ -19,6 +19,11 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def unix_nanoseconds() -> int:
+    """Return nanoseconds since 1970-01-01 UTC."""
+    return time.time_ns()
+
+
 def unix_milliseconds() -> int:
     """Return milliseconds since 1970-01-01 UTC."""
     return time.time_ns() // 1_000_000
