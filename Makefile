@@ -37,8 +37,8 @@ up: install ## Serve everything on this machine (ARGS="--gateways 2 --port 9000"
 test: install ## Run every test (ARGS="tests/ledger -x")
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
-soak: install ## Run what takes longer: payments' events in every order, gateways for long (REQUESTS=1000000)
-	SOAK=1 $(BIN)/python -m pytest --timeout 3000 -s tests/billing/test_payment_chaos.py tests/platform/test_soak.py $(ARGS)
+soak: install ## Run what takes longer: payments' events in every order, rolling restarts, gateways for long (REQUESTS=1000000)
+	SOAK=1 $(BIN)/python -m pytest --timeout 3000 -s tests/billing/test_payment_chaos.py tests/platform/test_rolling.py tests/platform/test_soak.py $(ARGS)
 	$(BIN)/python benchmarks/soak.py --requests $(REQUESTS)
 
 check: install ## Lint, format, types and import contracts

@@ -3,14 +3,16 @@
 import asyncio
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from darktree_billing.client import AdminClient
-from darktree_cli import probes
+from darktree_cli import doctor_database, doctor_outside, probes
 from darktree_cli.connection import DataDirOption, Found, find
+from darktree_cli.findings import Finding
 from darktree_cli.output import Output, OutputOption, show
 from darktree_cli.settings import Settings
 from darktree_cli.state import PlatformRecord, ProcessRecord
@@ -23,19 +25,26 @@ DEAD_LETTER_NAME = "dead-letter.jsonl"
 MAX_SEAL_LAG_SECONDS = 60
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at. `advice` says what to do when it is not well."""
+def command(
+    addresses: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--address", help="Also look at the certificate of this https address; may be repeated."
+        ),
+    ] = None,
+    kubeconfig: Annotated[str | None, typer.Option(help="Also look at the lanes of this cluster.")] = None,
+    context: Annotated[str | None, typer.Option(help="The kubeconfig's context.")] = None,
+    output: OutputOption = Output.TABLE,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Look at every part of the running platform; exit code 1 when one of them is not well.
 
-    what: str
-    ok: bool
-    detail: str
-    advice: str = ""
-
-
-def command(output: OutputOption = Output.TABLE, data_dir: DataDirOption = None) -> None:
-    """Look at every part of the running platform; exit code 1 when one of them is not well."""
-    findings = asyncio.run(_examine(find(data_dir, Settings())))
+    With DATABASE_URL set (of someone who may act as darktree_owner), or where `darktree up` runs, at the database too.
+    """
+    settings = Settings()
+    found = find(data_dir, settings)
+    findings = asyncio.run(_examine(found, settings))
+    findings += asyncio.run(_examine_outside(found, addresses or [], kubeconfig, context))
     rows = [(finding.what, "ok" if finding.ok else "NOT OK", finding.detail) for finding in findings]
     advice = "\n".join(f"{finding.what}: {finding.advice}" for finding in findings if finding.advice)
     answer = {
@@ -47,7 +56,7 @@ def command(output: OutputOption = Output.TABLE, data_dir: DataDirOption = None)
         raise typer.Exit(1)
 
 
-async def _examine(found: Found) -> list[Finding]:
+async def _examine(found: Found, settings: Settings) -> list[Finding]:
     local: list[Finding] = []
     if found.record is not None:
         record = found.record
@@ -56,7 +65,20 @@ async def _examine(found: Found) -> list[Finding]:
         )
         sealing = await _sealing(record)
         local = [_version(record), await _database(record), *looked, *sealing, *_journal(record)]
-    return [*local, *await _administration(found)]
+    database_url = found.record.database_url if found.record else None
+    if settings.database_url is not None:
+        database_url = settings.database_url.get_secret_value()
+    looked_into = await doctor_database.examine(database_url) if database_url else []
+    return [*local, *looked_into, *await _administration(found)]
+
+
+async def _examine_outside(
+    found: Found, addresses: list[str], kubeconfig: str | None, context: str | None
+) -> list[Finding]:
+    secured = [found.admin_url] if found.admin_url.startswith("https://") else []
+    certificates = await asyncio.gather(*map(doctor_outside.certificate, [*secured, *addresses]))
+    in_cluster = await doctor_outside.lanes(kubeconfig, context) if kubeconfig or context else []
+    return [*certificates, *in_cluster]
 
 
 def _version(record: PlatformRecord) -> Finding:
@@ -135,6 +157,8 @@ async def _administration(found: Found) -> list[Finding]:
     admin = AdminClient(found.admin_url, found.admin_token)
     try:
         status = await admin.status()
+        kept = await doctor_outside.backups(admin, wanted=found.record is None)
+        paid = await doctor_outside.payments(admin)
     except ApiError as error:
         advice = (
             "check DARKTREE_ADMIN_URL and DARKTREE_ADMIN_TOKEN"
@@ -145,7 +169,9 @@ async def _administration(found: Found) -> list[Finding]:
     finally:
         await admin.close()
     counts = f"{status.customers} customers, {status.active_keys} active keys"
-    findings = [Finding("administration", True, f"{found.admin_url}, {counts}")]
+    findings = [Finding("administration", True, f"{found.admin_url}, {counts}"), *kept, *paid]
+    if found.record is None:
+        findings.append(doctor_outside.version(status.version))
     if status.ledger_problem:
         findings.append(
             Finding("ledger, seen by billing", False, status.ledger_problem, "see logs/ledger.log")

@@ -34,6 +34,7 @@ from darktree_billing.state import TheLedger, ThePeppers, ThePlansFile
 from darktree_kit.auth import require
 from darktree_kit.db import Session
 from darktree_kit.openapi import refusals
+from darktree_kit.version import VERSION
 from darktree_ledger.reports import HoldPage
 from darktree_ledger.schemas import CUSTOMER_ID_PATTERN, AccountView, CheckReport, EntryPage
 
@@ -216,6 +217,7 @@ async def status(
     in_use = plans_file.current()
     counts = await keys.count_keys(session)
     return StatusView(
+        version=VERSION,
         ledger_problem=await accounts.ledger_problem(ledger),
         plans_problem=plans_file.problem,
         plans=len(in_use.plans),

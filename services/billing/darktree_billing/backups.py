@@ -67,6 +67,7 @@ async def record(body: RecordBackup, session: Session) -> BackupView:
     session.add(row)
     await session.flush()
     await session.refresh(row)
+    await _show_latest(session)
     return BackupView.model_validate(row, from_attributes=True)
 
 
@@ -86,8 +87,12 @@ async def watch(database: Database) -> None:
     while True:
         try:
             async with database.sessions.begin() as session:
-                row = await latest(session)
-                metrics.BACKED_UP.set(0 if row is None else row.started_at.timestamp())
+                await _show_latest(session)
         except Exception as error:
             _log.warning("the last backup is not known", extra={"error": str(error)[:500]})
         await asyncio.sleep(EVERY_SECONDS)
+
+
+async def _show_latest(session: AsyncSession) -> None:
+    row = await latest(session)
+    metrics.BACKED_UP.set(0 if row is None else row.started_at.timestamp())

@@ -244,6 +244,7 @@ class CapView(BaseModel):
 class StatusView(BaseModel):
     """What billing sees. A problem is null when there is none."""
 
+    version: str = Field(description="Darktree's, as billing runs it.")
     ledger_problem: str | None = Field(description="Why the ledger is not ready.")
     plans_problem: str | None = Field(
         description="Why the newest plans file is not in use; the last good one is."

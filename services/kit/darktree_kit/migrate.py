@@ -129,6 +129,14 @@ def prepare_restore(url: str, package: str, *, schema: str) -> None:
         engine.dispose()
 
 
+def known_revisions(package: str) -> list[str]:
+    """Return the revisions that this version knows of a package's schema, oldest first."""
+    folder = Path(importlib.import_module(f"{package}.migrations").__path__[0])
+    config = Config()
+    config.set_main_option("script_location", str(folder))
+    return [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()][::-1]
+
+
 def allow_login(url: str, role: str, password: str) -> None:
     """Let a role that migrations made log in with this password."""
     with psycopg.connect(autocommit=True, **connect_arguments(url)) as connection:
