@@ -22,7 +22,6 @@ from darktree_kit.version import VERSION
 # What the gateway's journal calls its files.
 JOURNAL_SUFFIX = ".journal.jsonl"
 DEAD_LETTER_NAME = "dead-letter.jsonl"
-MAX_SEAL_LAG_SECONDS = 60
 
 
 def command(
@@ -63,11 +62,9 @@ async def _examine(found: Found, settings: Settings) -> list[Finding]:
         looked = await asyncio.gather(
             *(_process(name, process) for name, process in record.processes.items())
         )
-        sealing = await _sealing(record)
-        local = [_version(record), await _database(record), *looked, *sealing, *_journal(record)]
-    database_url = found.record.database_url if found.record else None
-    if settings.database_url is not None:
-        database_url = settings.database_url.get_secret_value()
+        local = [_version(record), await _database(record), *looked, *_journal(record)]
+    named = settings.database_url.get_secret_value() if settings.database_url else None
+    database_url = found.record.database_url if found.record else named
     looked_into = await doctor_database.examine(database_url) if database_url else []
     return [*local, *looked_into, *await _administration(found)]
 
@@ -106,24 +103,6 @@ async def _process(name: str, process: ProcessRecord) -> Finding:
     if problem is None:
         return Finding(name, True, f"process {process.pid}, {process.url}")
     return Finding(name, False, problem, f"it is started again by itself when it dies; see {process.log}")
-
-
-async def _sealing(record: PlatformRecord) -> list[Finding]:
-    sealer = record.processes.get("sealer")
-    if sealer is None or sealer.url is None:
-        return []
-    try:
-        found = await probes.metrics_of(sealer.url)
-    except ApiError:
-        return []  # the finding about its process says why
-    size, checkpoint, waiting, seconds = (
-        found[f"darktree_sealer_{name}"]
-        for name in ("log_entries", "checkpoint_entries", "lag_entries", "lag_seconds")
-    )
-    detail = f"{size:.0f} entries, {checkpoint:.0f} under a checkpoint, {waiting:.0f} wait to be sealed"
-    if seconds <= MAX_SEAL_LAG_SECONDS:
-        return [Finding("log", True, detail)]
-    return [Finding("log", False, f"{detail}, for {seconds:.0f} s", f"see {sealer.log}")]
 
 
 def _journal(record: PlatformRecord) -> list[Finding]:

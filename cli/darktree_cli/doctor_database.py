@@ -114,7 +114,7 @@ async def _log(connection: Any) -> list[Finding]:
     told = f"{entries} entries wait to be sealed"
     problem = f"{told}, the oldest for {seconds:.0f} s" if seconds > MAX_SEAL_LAG_SECONDS else None
     well = f"{told}; the newest checkpoint has {size or 0}, {age or 0:.0f} s ago"
-    return [finding("sealing", problem, well, "see the sealer's /readyz; docs/runbooks.md, DarktreeSealLag")]
+    return [finding("log", problem, well, "see the sealer's /readyz; docs/runbooks.md, DarktreeSealLag")]
 
 
 async def _row(connection: Any, query: str) -> Any:

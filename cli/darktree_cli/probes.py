@@ -22,17 +22,6 @@ async def problem_of_url(url: str, path: str) -> str | None:
     return None
 
 
-async def metrics_of(url: str) -> dict[str, float]:
-    """Return a process's metrics that have no labels, by name. Raises ApiError."""
-    client = InternalClient(url, "", service=url, timeout=PROBE_TIMEOUT_SECONDS)
-    try:
-        text = (await client.call("GET", "/metrics")).decode()
-    finally:
-        await client.close()
-    pairs = (line.split() for line in text.splitlines() if not line.startswith("#"))
-    return {pair[0]: float(pair[1]) for pair in pairs if len(pair) == 2 and "{" not in pair[0]}
-
-
 async def problem_of_database(url: str) -> str | None:
     """Return why a database cannot be used, or None."""
     from darktree_kit.db import Database  # half a second, which no other command shall pay

@@ -1,0 +1,175 @@
+"""The doctor finds what is broken in a running installation, names it alone, and says what mends it."""
+
+import json
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+Running = Any  # what conftest.py makes, which cannot be imported
+Findings = dict[str, dict[str, Any]]
+LOOKED_AT = {
+    "administration",
+    "backup",
+    "billing's version",
+    "clock",
+    "connections",
+    "durability",
+    "log",
+    "payments",
+    "plans",
+    "role darktree_billing",
+    "role darktree_ledger",
+    "role darktree_sealer",
+    "schema billing",
+    "schema ledger",
+}
+
+
+@pytest.fixture
+def examine(
+    platform: Running, darktree: Callable[..., Any], tmp_path: Path
+) -> Callable[..., tuple[int, Findings]]:
+    """Runs the doctor as from another machine; returns its exit code and what it found."""
+
+    def run(*words: str) -> tuple[int, Findings]:
+        ran = darktree(
+            *("doctor", "--output", "json", *words),
+            cwd=tmp_path,
+            DARKTREE_ADMIN_URL=platform.ready["admin_url"],
+            DARKTREE_ADMIN_TOKEN=platform.ready["admin_token"],
+            DATABASE_URL=platform.ready["database_url"],
+        )
+        assert ran.stdout, ran.stderr
+        return ran.returncode, {found["what"]: found for found in json.loads(ran.stdout)["findings"]}
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _backed_up(platform: Running) -> None:
+    headers = {"Authorization": f"Bearer {platform.ready['admin_token']}"}
+    url = platform.ready["admin_url"] + "/admin/backups"
+    assert httpx.post(url, json={"made_by": "a test"}, headers=headers).status_code == 201
+
+
+def not_well(findings: Findings) -> list[str]:
+    return [what for what, found in findings.items() if not found["ok"]]
+
+
+def test_a_whole_installation_is_well_and_every_part_was_looked_at(examine: Callable[..., Any]) -> None:
+    code, findings = examine()
+    assert (code, not_well(findings)) == (0, []), findings
+    assert set(findings) == LOOKED_AT
+
+
+@pytest.mark.parametrize(
+    ("broken", "mended", "what", "detail"),
+    [
+        (
+            "GRANT INSERT ON ledger.entry TO darktree_billing",
+            "REVOKE INSERT ON ledger.entry FROM darktree_billing",
+            "role darktree_billing",
+            "may write entries",
+        ),
+        ("ALTER ROLE darktree_sealer CREATEROLE", "ALTER ROLE darktree_sealer NOCREATEROLE", "role darktree_sealer",
+         "SUPERUSER"),
+        (
+            "GRANT darktree_owner TO darktree_ledger",
+            "REVOKE darktree_owner FROM darktree_ledger",
+            "role darktree_ledger",
+            "act as the owner",
+        ),
+        (
+            "UPDATE billing.alembic_version SET version_num = '0001'",
+            "UPDATE billing.alembic_version SET version_num = '{billing}'",
+            "schema billing",
+            "at 0001",
+        ),
+        (
+            "UPDATE billing.backup SET started_at = started_at - interval '3 days'",
+            "UPDATE billing.backup SET started_at = started_at + interval '3 days'",
+            "backup",
+            "72.0 h ago",
+        ),
+    ],
+)  # fmt: skip
+def test_each_fault_is_found_alone_with_advice(
+    platform: Running, examine: Callable[..., Any], broken: str, mended: str, what: str, detail: str
+) -> None:
+    with psycopg.connect(platform.ready["database_url"], autocommit=True) as connection:
+        row = connection.execute("SELECT version_num FROM billing.alembic_version").fetchone()
+        assert row is not None
+        connection.execute(broken.encode())
+        try:
+            code, findings = examine()
+        finally:
+            connection.execute(mended.replace("{billing}", row[0]).encode())
+    assert code == 1
+    assert not_well(findings) == [what]
+    assert detail in findings[what]["detail"]
+    assert findings[what]["advice"]
+
+
+def test_a_certificate_that_ends_soon_is_told(examine: Callable[..., Any], tmp_path: Path) -> None:
+    with serving_tls(tmp_path, days=3) as soon, serving_tls(tmp_path, days=90) as later:
+        code, findings = examine("--address", soon)
+        assert (code, not_well(findings)) == (1, ["certificate of 127.0.0.1"])
+        assert findings["certificate of 127.0.0.1"]["advice"] == "renew it"
+        code, findings = examine("--address", later)
+        assert (code, not_well(findings)) == (0, [])
+
+
+def test_a_database_that_may_not_be_looked_into_is_a_finding(
+    platform: Running, darktree: Callable[..., Any], tmp_path: Path
+) -> None:
+    ran = darktree(
+        "doctor",
+        cwd=tmp_path,
+        DARKTREE_ADMIN_URL=platform.ready["admin_url"],
+        DARKTREE_ADMIN_TOKEN=platform.ready["admin_token"],
+        DATABASE_URL="postgresql://nobody@127.0.0.1:9/nowhere",
+    )
+    assert ran.returncode == 1
+    assert "database, looked into" in ran.stdout
+    assert "Traceback" not in ran.stderr
+
+
+@contextmanager
+def serving_tls(folder: Path, days: int) -> Iterator[str]:
+    """An https server whose certificate is good for so many days."""
+    key, now = Ed25519PrivateKey.generate(), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "darktree.test")])
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=days, hours=1))
+        .sign(key, None)
+    )
+    file = folder / f"{days}.pem"
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file.write_bytes(private + signed.public_bytes(Encoding.PEM))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"https://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
