@@ -42,8 +42,10 @@ def command(
     """
     settings = Settings()
     found = find(data_dir, settings)
-    findings = asyncio.run(_examine(found, settings))
-    findings += asyncio.run(_examine_outside(found, addresses or [], kubeconfig, context))
+    named = settings.database_url.get_secret_value() if settings.database_url else None
+    database_url = found.record.database_url if found.record else named
+    findings = asyncio.run(_examine(found, database_url))
+    findings += asyncio.run(_examine_outside(found, database_url, addresses or [], kubeconfig, context))
     rows = [(finding.what, "ok" if finding.ok else "NOT OK", finding.detail) for finding in findings]
     advice = "\n".join(f"{finding.what}: {finding.advice}" for finding in findings if finding.advice)
     answer = {
@@ -55,7 +57,7 @@ def command(
         raise typer.Exit(1)
 
 
-async def _examine(found: Found, settings: Settings) -> list[Finding]:
+async def _examine(found: Found, database_url: str | None) -> list[Finding]:
     local: list[Finding] = []
     if found.record is not None:
         record = found.record
@@ -63,19 +65,17 @@ async def _examine(found: Found, settings: Settings) -> list[Finding]:
             *(_process(name, process) for name, process in record.processes.items())
         )
         local = [_version(record), await _database(record), *looked, *_journal(record)]
-    named = settings.database_url.get_secret_value() if settings.database_url else None
-    database_url = found.record.database_url if found.record else named
     looked_into = await doctor_database.examine(database_url) if database_url else []
     return [*local, *looked_into, *await _administration(found)]
 
 
 async def _examine_outside(
-    found: Found, addresses: list[str], kubeconfig: str | None, context: str | None
+    found: Found, database_url: str | None, addresses: list[str], kubeconfig: str | None, context: str | None
 ) -> list[Finding]:
-    secured = [found.admin_url] if found.admin_url.startswith("https://") else []
-    certificates = await asyncio.gather(*map(doctor_outside.certificate, [*secured, *addresses]))
+    urls = [found.admin_url, *([database_url] if database_url else []), *addresses]
+    certificates = await asyncio.gather(*map(doctor_outside.certificate, urls))
     in_cluster = await doctor_outside.lanes(kubeconfig, context) if kubeconfig or context else []
-    return [*certificates, *in_cluster]
+    return [*(each for each in certificates if each is not None), *in_cluster]
 
 
 def _version(record: PlatformRecord) -> Finding:

@@ -1,9 +1,5 @@
 """What `darktree doctor` asks over HTTP and TLS: versions, backups, payments, certificates, and lanes of a cluster."""
 
-import asyncio
-import ssl
-from urllib.parse import urlsplit
-
 from darktree_billing.client import AdminClient
 from darktree_cli.findings import Finding, finding
 from darktree_kit import clock
@@ -12,7 +8,6 @@ from darktree_kit.version import VERSION
 MAX_BACKUP_HOURS = 26.0  # a day, and the time that it takes
 MAX_EVENT_SECONDS = 600
 MIN_CERTIFICATE_DAYS = 14.0
-CONNECT_SECONDS = 5.0
 RESTING = frozenset({"Asleep", "Suspended"})  # as somebody wants it
 
 
@@ -48,21 +43,18 @@ def version(theirs: str) -> Finding:
     return finding("billing's version", problem, theirs, "use the command line of the version that runs")
 
 
-async def certificate(address: str) -> Finding:
-    """Look at how long the certificate of an https address is still good. Whether it is trusted, calls tell."""
-    from cryptography.x509 import load_der_x509_certificate
+async def certificate(url: str) -> Finding | None:
+    """Look at how long the certificate of an address is still good; None where there is no TLS."""
+    from darktree_kit import certificates
 
-    parts = urlsplit(address if "://" in address else f"https://{address}")
-    what, context = f"certificate of {parts.hostname}", ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # an expired one is to be seen, too
+    what = f"certificate of {certificates.target(url)}"
     try:
-        async with asyncio.timeout(CONNECT_SECONDS):
-            _, writer = await asyncio.open_connection(parts.hostname, parts.port or 443, ssl=context)
-        content = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-        writer.close()
-    except (OSError, TimeoutError, ssl.SSLError) as error:
+        until = await certificates.expiry(url)
+    except (OSError, TimeoutError, ValueError) as error:
         return Finding(what, False, f"{type(error).__name__}: {error}", "does anything answer there?")
-    days = (load_der_x509_certificate(content).not_valid_after_utc - clock.utc_now()).total_seconds() / 86_400
+    if until is None:
+        return None
+    days = (until - clock.utc_now()).total_seconds() / 86_400
     told = f"good for {days:.0f} days" if days > 0 else f"expired {-days:.0f} days ago"
     return finding(what, told if days < MIN_CERTIFICATE_DAYS else None, told, "renew it")
 

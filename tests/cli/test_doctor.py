@@ -125,8 +125,9 @@ def test_each_fault_is_found_alone_with_advice(
 def test_a_certificate_that_ends_soon_is_told(examine: Callable[..., Any], tmp_path: Path) -> None:
     with serving_tls(tmp_path, days=3) as soon, serving_tls(tmp_path, days=90) as later:
         code, findings = examine("--address", soon)
-        assert (code, not_well(findings)) == (1, ["certificate of 127.0.0.1"])
-        assert findings["certificate of 127.0.0.1"]["advice"] == "renew it"
+        what = f"certificate of {soon.removeprefix('https://')}"
+        assert (code, not_well(findings)) == (1, [what])
+        assert (findings[what]["detail"], findings[what]["advice"]) == ("good for 3 days", "renew it")
         code, findings = examine("--address", later)
         assert (code, not_well(findings)) == (0, [])
 

@@ -7,7 +7,7 @@ import asyncio
 import ssl
 import struct
 from datetime import datetime
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from cryptography import x509
 
@@ -22,7 +22,7 @@ async def expiry(url: str) -> datetime | None:
 
     Raises OSError when the server does not answer; ValueError when it says nothing that can be understood.
     """
-    parts = urlsplit(url)
+    parts = _first(url)
     scheme = parts.scheme.partition("+")[0]
     if scheme not in PORTS or not parts.hostname:
         return None  # a socket's folder, or plain HTTP
@@ -53,5 +53,12 @@ async def expiry(url: str) -> datetime | None:
 
 def target(url: str) -> str:
     """Return the host and port of a URL, to name it by: no path, no user, no password."""
-    parts = urlsplit(url)
+    parts = _first(url)
     return f"{parts.hostname}:{parts.port or PORTS.get(parts.scheme.partition('+')[0], 80)}"
+
+
+def _first(url: str) -> SplitResult:
+    """Return a URL's parts; of a database's that names several hosts, with the first."""
+    parts = urlsplit(url)
+    user, at, hosts = parts.netloc.rpartition("@")
+    return parts._replace(netloc=user + at + hosts.partition(",")[0])
