@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from darktree_billing.client import AdminClient
 from darktree_billing.schemas import MAX_CAP_CHANGES_SHOWN, CreateCustomer, GrantCredits, SetCap
 from darktree_kit.money import parse_dollars
+from darktree_kit.version import VERSION
 
 
 class Platform(Protocol):
@@ -196,6 +197,7 @@ async def test_the_status_tells_counts_and_that_all_is_well(own_platform: Any) -
     http.delete(f"/admin/keys/{keys[0]}")
     own_platform.sql("UPDATE billing.api_key SET expires_at = now() WHERE id = %s", keys[1])
     assert http.get("/admin/status").json() == {
+        "version": VERSION,
         "ledger_problem": None,
         "plans_problem": None,
         "plans": 3,

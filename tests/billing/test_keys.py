@@ -197,6 +197,31 @@ async def test_keys_move_to_a_new_pepper_as_they_are_used(
     assert verify(own_platform.billing_url, used) == 404
 
 
+def test_replicas_of_two_steps_of_a_rotation_know_each_others_keys(own_platform: Platform) -> None:
+    http = own_platform.http()
+    http.post("/admin/customers", json={"id": "moving", "name": "M", "plan": "solo"})
+    key = http.post("/admin/customers/moving/keys", json={}).json()
+    old, new = SecretStr("a pepper that only the tests know"), SecretStr("another secret pepper")
+    first = own_platform.serve_billing(key_pepper=old, key_pepper_next=new)
+    second = own_platform.serve_billing(key_pepper=new, key_pepper_version=2, key_pepper_previous=old)
+
+    def verify(url: str) -> int:
+        body = {"key_id": key["id"], "key_sha256": key_digest(key["key"])}
+        answer = own_platform.http(own_platform.gateway_token, url).post("/internal/keys/verify", json=body)
+        return int(answer.status_code)
+
+    def stored() -> int:
+        [[version]] = own_platform.sql("SELECT pepper_version FROM billing.api_key WHERE id = %s", key["id"])
+        return int(version)
+
+    assert [(verify(url), stored()) for url in (first, second, first, second)] == [
+        (200, 1),
+        (200, 2),
+        (200, 2),  # and it does not move back
+        (200, 2),
+    ]
+
+
 def test_a_look_up_with_anything_but_a_digest_is_refused(platform: Platform) -> None:
     gateway = platform.http(platform.gateway_token)
     for body in (

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from darktree_kit.db import Calls
+from darktree_kit.db import Calls, Database, connect_arguments
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +87,32 @@ async def test_what_is_cancelled_is_ended_in_the_database_too(calls: Calls, url:
 async def test_a_parameter_that_libpq_would_cut_off_is_never_sent(calls: Calls) -> None:
     with pytest.raises(AssertionError):
         await calls.value("SELECT $1::text", b"a\0b")
+
+
+def test_a_url_may_name_several_hosts_and_the_one_that_takes_writes_is_looked_for() -> None:
+    told = connect_arguments("postgresql://me:p%40ss@db-0:5432,db-1:5433/books?sslmode=verify-full")
+    assert (told["host"], told["port"], told["password"]) == ("db-0,db-1", "5432,5433", "p@ss")
+    assert (told["target_session_attrs"], told["sslmode"]) == ("read-write", "verify-full")
+    assert connect_arguments("postgres://db/books?target_session_attrs=any")["target_session_attrs"] == "any"
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://me:secret@db/x", "db:5432", "postgresql://me:secret@db/x?nonsense=1"]
+)
+def test_a_url_that_cannot_be_used_is_refused_without_repeating_it(url: str) -> None:
+    with pytest.raises(ValueError, match="the database's URL") as refused:
+        connect_arguments(url)
+    assert "secret" not in str(refused.value)
+
+
+async def test_a_server_that_takes_no_writes_is_not_used(empty_database: Callable[[], Any]) -> None:
+    """As a standby that somebody named by mistake."""
+    made = empty_database()
+    with psycopg.connect(made.admin_url, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {made.name} SET default_transaction_read_only = on".encode())
+    calls, database = Calls(made.admin_url), Database(made.admin_url)
+    with pytest.raises(psycopg.OperationalError, match="read-only"):
+        await calls.value("SELECT 1")
+    with pytest.raises(Exception, match="read-only"):
+        await database.ping()
+    await database.close()

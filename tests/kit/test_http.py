@@ -104,6 +104,14 @@ def test_an_empty_token_admits_nobody() -> None:
             callers.name_of(header)
 
 
+def test_a_caller_is_known_by_each_of_its_tokens_while_one_is_being_replaced() -> None:
+    callers = Callers({"gateway": "new, old", "nobody": ","})
+    assert [callers.name_of(f"Bearer {token}") for token in ("new", "old")] == ["gateway", "gateway"]
+    for token in ("new, old", "new,old", ",", "ne"):
+        with pytest.raises(Unauthorized):
+            callers.name_of(f"Bearer {token}")
+
+
 def test_every_error_has_a_body_of_openais_shape() -> None:
     assert orjson.loads(orjson.dumps(Unreachable("gone").body())) == {
         "error": {
