@@ -20,6 +20,7 @@ DARKTREE = str(Path(sys.executable).with_name("darktree"))
 SOON = {"DARKTREE_SEALER_SEAL_SECONDS": "0.1", "DARKTREE_SEALER_CHECKPOINT_SECONDS": "0.2"}
 NEXT = "darktree.dev/ledger/after-the-restore"
 CLIENTS = 6
+LOAD_SECONDS = 300
 PASSWORD = "unused: the socket is trusted"
 
 
@@ -107,7 +108,7 @@ def drill(
         assert traffic.failures == []
         return made
 
-    made = background.run(load())
+    made = background.start(load()).result(LOAD_SECONDS)
     metrics = httpx.get(platform.processes["billing"]["url"] + "/metrics").text
     told = next(line for line in metrics.splitlines() if line.startswith("darktree_backup_last_success"))
     newest = keep("newest", recorded())
