@@ -27,7 +27,17 @@ OK = "ok"
 class Record:
     """One completion, from its arrival on."""
 
-    __slots__ = ("_marks", "ask", "code", "customer_id", "entry_id", "lane", "limit_headers", "status", "tokens")
+    __slots__ = (
+        "_marks",
+        "ask",
+        "code",
+        "customer_id",
+        "entry_id",
+        "lane",
+        "limit_headers",
+        "status",
+        "tokens",
+    )
 
     def __init__(self) -> None:
         self._marks = [monotonic()]
