@@ -5,6 +5,7 @@
 #   E2E_ENTRY      the address of the controller for Gateways and Ingresses, such as http://10.0.0.2
 #   E2E_GATEWAY    namespace/name of a Gateway with a listener for any host; E2E_INGRESS_CLASS: the Ingress class
 #   E2E_PREVIOUS   a commit to upgrade from; without it the same code under another name
+#   E2E_IMAGE, E2E_PREVIOUS_IMAGE: images that are built already
 #   E2E_KEEP=1     leave everything installed
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,15 +21,16 @@ if [ -z "${KUBECONFIG:-}" ]; then
 fi
 : "${PUSH:?must be the command that gives images to the nodes, such as: kind load docker-image}"
 
-export E2E_IMAGE=darktree:e2e E2E_PREVIOUS_IMAGE=darktree:e2e-previous
-make --no-print-directory image IMAGE=$E2E_IMAGE
-if [ -n "${E2E_PREVIOUS:-}" ]; then
-	rm -rf build/previous && mkdir -p build/previous
-	git archive "$E2E_PREVIOUS" | tar -x -C build/previous
-	cp Dockerfile .dockerignore requirements.image.lock build/previous/
-	make --no-print-directory image IMAGE=$E2E_PREVIOUS_IMAGE CONTEXT=build/previous
-else
-	make --no-print-directory image IMAGE=$E2E_PREVIOUS_IMAGE ARGS="--label previous=yes"
+if [ -z "${E2E_IMAGE:-}" ]; then
+	export E2E_IMAGE=darktree:e2e E2E_PREVIOUS_IMAGE=darktree:e2e-previous
+	make --no-print-directory image IMAGE=$E2E_IMAGE
+	if [ -n "${E2E_PREVIOUS:-}" ]; then
+		rm -rf build/previous && mkdir -p build/previous
+		git archive "$E2E_PREVIOUS" | tar -x -C build/previous
+		make --no-print-directory image IMAGE=$E2E_PREVIOUS_IMAGE CONTEXT=build/previous
+	else
+		make --no-print-directory image IMAGE=$E2E_PREVIOUS_IMAGE ARGS="--label previous=yes"
+	fi
 fi
-$PUSH $E2E_IMAGE $E2E_PREVIOUS_IMAGE
+$PUSH "$E2E_IMAGE" "$E2E_PREVIOUS_IMAGE"
 exec .venv/bin/python -m pytest tests/e2e --timeout 1800 -s -x "$@"

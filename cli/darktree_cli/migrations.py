@@ -1,12 +1,16 @@
 """`darktree migrate`: brings a database's schemas up to date. `darktree up` does the same for its own."""
 
+import time
 from collections.abc import Mapping
+from typing import Annotated
 
 import typer
 
 from darktree_cli.output import Output, OutputOption, show
 from darktree_cli.settings import Settings
+from darktree_kit import clock
 
+LOOK_SECONDS = 1.0
 SCHEMAS = ("ledger", "billing")
 AHEAD = "newer than this version, left as it is"
 
@@ -48,7 +52,29 @@ def passwords(settings: Settings) -> dict[str, str]:
     return {role: secret.get_secret_value() for role, secret in given.items() if secret is not None}
 
 
-def command(output: OutputOption = Output.TABLE) -> None:
+def wait_for(database_url: str, seconds: float) -> None:
+    """Return once the database answers. Raises MigrationFailed when it does not within so many seconds."""
+    import psycopg
+
+    deadline = clock.monotonic() + seconds
+    while True:
+        try:
+            psycopg.connect(database_url, connect_timeout=5).close()
+            return
+        except psycopg.Error as error:
+            if clock.monotonic() >= deadline:
+                raise MigrationFailed(
+                    f"The database does not answer: {str(error).splitlines()[0]}"
+                ) from error
+        time.sleep(LOOK_SECONDS)
+
+
+def command(
+    wait: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Wait for a database that still starts.")
+    ] = 0,
+    output: OutputOption = Output.TABLE,
+) -> None:
     """Bring the schemas of the database that DATABASE_URL names up to date.
 
     DATABASE_URL is a URL of someone who may create roles and schemas, or later of the role darktree_migrator; the
@@ -59,8 +85,11 @@ def command(output: OutputOption = Output.TABLE) -> None:
     if settings.database_url is None:
         raise typer.BadParameter("set DATABASE_URL to the database to migrate", param_hint="DATABASE_URL")
     given = passwords(settings)
+    database_url = settings.database_url.get_secret_value()
     try:
-        states = migrate(settings.database_url.get_secret_value(), given)
+        if wait:
+            wait_for(database_url, wait)
+        states = migrate(database_url, given)
     except MigrationFailed as error:
         typer.echo(f"darktree: {error}", err=True)
         raise typer.Exit(1) from error

@@ -67,6 +67,22 @@ def test_a_password_is_asked_for_and_changed_by_a_restart_while_the_data_stays()
                 value(url.format("first's"), "SELECT 1")
 
 
+def test_migrations_wait_for_a_database_that_still_starts() -> None:
+    with TemporaryDirectory(prefix="dt-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        with serving(folder, "word") as url:
+            given = os.environ | {"DATABASE_URL": url.format("word")}
+            words = [str(DARKTREE), "migrate", "--wait", str(START_SECONDS)]
+            done = subprocess.run(words, env=given, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            assert "up to date" in done.stdout
+    given = os.environ | {"DATABASE_URL": url.format("word")}
+    done = subprocess.run([*words[:2], "--wait", "0.1"], env=given, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "does not answer" in done.stderr
+
+
 def test_without_a_password_nothing_is_served(tmp_path: Path) -> None:
     command = [str(DARKTREE), "postgres", "--data-dir", str(tmp_path)]
     environment = {name: text for name, text in os.environ.items() if name != "DARKTREE_POSTGRES_PASSWORD"}

@@ -109,7 +109,7 @@ def test_credits_are_bought(customer: Any, admin: httpx.Client, timings: Timings
             StripeStandIn(url, f"sk_test_{secret('stand-in-api-key')}", "").pay(order["session_id"])
 
         def granted() -> bool:
-            return bool(admin.get(f"/admin/orders/{begun['order_id']}").json()["state"] == "granted")
+            return bool(admin.get(f"/admin/orders/{begun['order_id']}").json()["granted_at"])
 
         until(granted, "the order to be granted by its webhook")
     assert admin.get(f"/admin/customers/{customer.id}/balance").json()["balance_nanos"] == 300 * 10**9

@@ -68,7 +68,9 @@ def deploy(verb: str, image: str, entry: "Entry") -> str:
     values = [*entry.values, f"image.repository={repository}", f"image.tag={tag}"]
     values += [f"hosts.api={API_HOST}", f"hosts.console={CONSOLE_HOST}"]
     options = [word for value in values for word in ("--set", value)]
-    return helm(verb, RELEASE, str(CHART), "--values", str(TRIAL), *options, "--wait", "--timeout", "10m")
+    # The definition of lanes may be what another release has left.
+    words = ["--values", str(TRIAL), *options, "--take-ownership", "--wait", "--timeout", "10m"]
+    return helm(verb, RELEASE, str(CHART), *words)
 
 
 def until(true: Callable[[], object], what: str, seconds: float = 120) -> Any:

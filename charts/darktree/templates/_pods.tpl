@@ -109,7 +109,7 @@ startupProbe:
   httpGet: {path: {{ .live | default "/healthz" }}, port: {{ .port }}}
   periodSeconds: 2
   timeoutSeconds: 2
-  failureThreshold: 60
+  failureThreshold: 150
 readinessProbe:
   httpGet: {path: {{ .ready | default "/readyz" }}, port: {{ .port }}}
   periodSeconds: 5
