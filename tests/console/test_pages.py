@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "build" / "screenshots"
 AXE = Path(__file__).parent / "axe" / "axe.min.js"
 MAX_PAGE_BYTES = 150_000
+MAX_PAGE_REQUESTS = 8
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -171,6 +172,7 @@ def test_no_page_weighs_more_than_its_bound(visit: Any, lived: Any) -> None:
         timing = page.evaluate("performance.getEntriesByType('navigation')[0].toJSON()")
         times[name] = round(timing["loadEventEnd"])
         assert sum(sizes) < MAX_PAGE_BYTES, (name, sizes)
+        assert len(sizes) <= MAX_PAGE_REQUESTS, (name, sizes)
         page.context.close()
     print("milliseconds until loaded, nothing cached:", times)
 
