@@ -5,6 +5,7 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -265,3 +266,25 @@ def test_files_and_functions_fit_their_bounds() -> None:
                 if length > MAX_FUNCTION_LINES:
                     problems.append(f"{name}:{node.lineno}: {node.name} has {length} lines")
     report(problems, f"A function fits in {MAX_FUNCTION_LINES} lines; split by idea.")
+
+
+def test_each_services_migrations_are_one_line() -> None:
+    """Two that follow the same one leave two heads, and nothing can be migrated to the newest."""
+    folders = {
+        str(Path(name).parent) for name in python_files("services/") if "/migrations/versions/" in name
+    }
+    assert folders
+    for folder in folders:
+        told = []
+        for name in python_files(folder + "/"):
+            values = {
+                node.targets[0].id: ast.literal_eval(node.value)
+                for node in tree_of(name).body
+                if isinstance(node, ast.Assign)
+                and isinstance(node.targets[0], ast.Name)
+                and node.targets[0].id in {"revision", "down_revision"}
+            }
+            told.append((values["down_revision"], values["revision"], Path(name).name.partition("_")[0]))
+        told.sort(key=lambda one: one[1])
+        line = [None, *(revision for _, revision, _ in told)]
+        assert told == [(before, after, after) for before, after in pairwise(line)], folder

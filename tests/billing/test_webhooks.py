@@ -11,7 +11,7 @@ import httpx
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from darktree_billing import payments
+from darktree_billing import events, payments
 from darktree_billing import sweep as sweeping
 from darktree_billing.fulfilment import MAX_LOOKS, Shop, look
 from darktree_billing.inbox import MAX_ATTEMPTS, MAX_PAUSE_SECONDS, Inbox, Retries
@@ -151,6 +151,23 @@ def test_events_are_listed_newest_first_in_pages(store: Any) -> None:
     second = store.answer("GET", f"/admin/events?limit=2&after={first['next']}")
     assert [event["id"] for event in first["data"] + second["data"]] == [e["id"] for e in everything[:4]]
     assert error_of(store.http.get("/admin/events?after=evt_unknown")) == (400, "invalid_value")
+
+
+async def test_handled_events_are_forgotten_after_their_time_and_no_others(store: Any) -> None:
+    old = [("done", "done", 401), ("ignored", "ignored", 500), ("new", "done", 399), ("dead", "dead", 500)]
+    for name, state, days in old:
+        store.platform.sql(
+            "INSERT INTO billing.stripe_event"
+            " (id, type, created_at, received_at, source, payload, state, next_attempt_at) VALUES"
+            " (%s, 'x', now(), now() - make_interval(days => %s), 'poll', '{}', %s, NULL)",
+            f"evt_old_{name}", days, state,
+        )  # fmt: skip
+    async with shop_of(store) as shop, shop.database.sessions.begin() as session:
+        assert await events.forget(session, 400) == 2
+        assert await events.forget(session, 400) == 0
+    left = store.platform.sql("SELECT id FROM billing.stripe_event WHERE id LIKE 'evt_old_%' ORDER BY id")
+    assert [row[0] for row in left] == ["evt_old_dead", "evt_old_new"]
+    store.platform.sql("DELETE FROM billing.stripe_event WHERE id LIKE 'evt_old_%'")
 
 
 async def test_an_event_that_fails_is_tried_again_and_then_given_up_until_a_person_retries_it(

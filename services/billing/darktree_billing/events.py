@@ -1,9 +1,10 @@
 """Stripe's events as they came: written down once, listed, and tried again by hand. Handling them is the inbox's."""
 
 import logging
+from datetime import timedelta
 from typing import Literal
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
@@ -14,6 +15,8 @@ from darktree_billing.payment_models import EventRow
 from darktree_billing.payments import EVENT_TYPES
 from darktree_billing.payments_schemas import EventPage, EventState, EventView
 from darktree_kit.errors import BadRequest, Conflict
+
+MAX_FORGOTTEN = 1_000  # at once
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +78,21 @@ async def retry_event(session: AsyncSession, event_id: str, by: str) -> EventVie
     await session.flush()
     _log.info("an event is tried again", extra={"event": event_id, "by": by})
     return _view(row)
+
+
+async def forget(session: AsyncSession, days: int) -> int:
+    """Delete events that were handled and came longer ago, and return how many; what waits or was given up stays."""
+    old = (
+        select(col(EventRow.id))
+        .where(
+            col(EventRow.received_at) < func.clock_timestamp() - timedelta(days=days),
+            col(EventRow.state).in_(("done", "ignored")),
+        )
+        .order_by(col(EventRow.received_at))
+        .limit(MAX_FORGOTTEN)
+    )
+    deleted = delete(EventRow).where(col(EventRow.id).in_(old)).returning(col(EventRow.id))
+    return len((await session.scalars(deleted)).all())
 
 
 def _view(row: EventRow) -> EventView:

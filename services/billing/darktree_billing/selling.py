@@ -48,7 +48,7 @@ async def selling(
     tasks = [asyncio.create_task(payment_health.watch(database))]
     if settings.stripe_workers:
         tasks += [asyncio.create_task(inbox.work()) for _ in range(settings.stripe_workers)]
-        tasks.append(asyncio.create_task(sweep.watch(shop, inbox.wake, settings.stripe_poll_seconds)))
+        tasks.append(asyncio.create_task(sweep.watch(shop, inbox.wake, settings)))
     try:
         yield
     finally:

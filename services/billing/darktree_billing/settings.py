@@ -82,6 +82,9 @@ class Settings(DatabaseSettings):
     """Stripe's product tax code of credits, such as `txcd_10103001`; empty: the account's default."""
     stripe_poll_seconds: float = Field(300.0, gt=0)
     """The pause between two sweeps, which ask Stripe for what no webhook brought."""
+    # Stripe keeps events for thirty days, and a sweep asks for those: none that is forgotten can come again.
+    stripe_event_days: int = Field(400, ge=60)
+    """For how many days an event is kept once it was handled; one that was given up stays."""
     stripe_workers: int = Field(2, ge=0, le=16)
     """How many events this process handles at the same time; 0 leaves events and sweeps to other processes."""
 

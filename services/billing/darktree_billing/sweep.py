@@ -22,6 +22,7 @@ from darktree_billing.fulfilment import Shop, fulfil
 from darktree_billing.orders import OPEN_FOR
 from darktree_billing.payment_models import CursorRow, OrderRow
 from darktree_billing.payments_schemas import SweepReport
+from darktree_billing.settings import Settings
 from darktree_kit import clock
 from darktree_kit.errors import ApiError
 
@@ -63,8 +64,8 @@ async def sweep(shop: Shop, grace: timedelta = GRACE) -> SweepReport:
     )
 
 
-async def watch(shop: Shop, wake: Callable[[], None], every_seconds: float) -> None:
-    """Sweep for as long as the task lives; `wake` is called when there is something in the inbox."""
+async def watch(shop: Shop, wake: Callable[[], None], settings: Settings) -> None:
+    """Sweep, and forget old events, for as long as the task lives; `wake` is called when something is in the inbox."""
     while True:
         try:
             report = await sweep(shop)
@@ -72,9 +73,11 @@ async def watch(shop: Shop, wake: Callable[[], None], every_seconds: float) -> N
                 wake()
             if report.problems:
                 _log.warning("a sweep met problems", extra={"problems": report.problems})
+            async with shop.database.sessions.begin() as session:
+                await events.forget(session, settings.stripe_event_days)
         except Exception as error:
             _log.warning("a sweep was not finished", extra={"error": str(error)[:500]})
-        await asyncio.sleep(every_seconds)
+        await asyncio.sleep(settings.stripe_poll_seconds)
 
 
 async def swept_to(session: AsyncSession) -> datetime | None:
