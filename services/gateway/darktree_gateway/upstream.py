@@ -94,17 +94,20 @@ class Upstream:
         headers = self._headers | {"X-Request-Id": request_id} | tracing.headers()
         path = _PATHS[ask.endpoint]
         unreachable: str | None = None
+        reason = ""
         conversation = conversation_of(ask) if len(lane.endpoints) > 1 else None
         for last_try in (False, True):
             engine = self.balancer.choose(lane.endpoints, but_not=unreachable, conversation=conversation)
             if engine is None:
                 break
+            if last_try:
+                metrics.RETRIES.labels(lane.name, reason).inc()
             engine.outstanding += 1
             try:
                 answer = await self._connections.ask(engine.url + path, "POST", headers, body, fresh=last_try)
             except BaseException as error:
                 engine.outstanding -= 1
-                unreachable = self._judge(error, lane, engine)  # raises what is not worth another try
+                unreachable, reason = self._judge(error, lane, engine)  # raises what is not worth another try
                 continue
             if answer.status == 200:
                 return Generation(engine, answer, partial(self._ended, lane))
@@ -118,23 +121,20 @@ class Upstream:
                 self.balancer.answered(engine)
             if not isinstance(refusal, LaneUnavailable) or last_try:
                 raise refusal
-            metrics.RETRIES.labels(lane.name, "refused").inc()
             unreachable = engine.url
         raise LaneUnavailable
 
-    def _judge(self, error: BaseException, lane: Lane, engine: Engine) -> str | None:
-        """Return which engine to leave out of another try; raise when there shall be none."""
+    def _judge(self, error: BaseException, lane: Lane, engine: Engine) -> tuple[str | None, str]:
+        """Return which engine to leave out of another try, and why there is one; raise when there shall be none."""
         if isinstance(error, NotConnected):
             self._failed(lane, engine, "unreachable", reached=False)
             metrics.UPSTREAM_ERRORS.labels(lane.name, "unreachable").inc()
-            metrics.RETRIES.labels(lane.name, "unreachable").inc()
-            return engine.url
+            return engine.url, "unreachable"
         if isinstance(error, CutOff):
             self._failed(lane, engine, "cut_off")
             metrics.UPSTREAM_ERRORS.labels(lane.name, "cut_off").inc()
-            metrics.RETRIES.labels(lane.name, "cut_off").inc()
             # Perhaps only a kept connection that the engine closed just then: the only engine may be asked again.
-            return engine.url if len(lane.endpoints) > 1 else None
+            return engine.url if len(lane.endpoints) > 1 else None, "cut_off"
         if isinstance(error, TimeoutError | OSError | ValueError):
             self._failed(lane, engine, "broken")
             metrics.UPSTREAM_ERRORS.labels(lane.name, "broken").inc()
@@ -190,7 +190,7 @@ class Upstream:
             except (KeyError, TypeError) as error:
                 raise EngineError from error
             except Exception as error:
-                unreachable = self._judge(error, lane, engine)
+                unreachable, _ = self._judge(error, lane, engine)
         raise LaneUnavailable
 
     async def is_there(self, url: str) -> bool:
