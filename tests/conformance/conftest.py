@@ -30,7 +30,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 DARKTREE = Path(sys.executable).with_name("darktree")
-START_SECONDS = 90
+START_SECONDS = 180
 STOP_SECONDS = 60
 DEADLINE_SECONDS = 15.0
 POLL_SECONDS = 0.02

@@ -41,7 +41,7 @@ SCRIPTED_MODEL = "qwen25-32b-awq"
 CONTEXT_LENGTH = 4096
 OBLIGING_PROMPT_TOKENS = 10
 PAUSE = "the engine waits for the test to say `go`"
-DEADLINE_SECONDS = 10.0
+DEADLINE_SECONDS = 30.0
 
 Serving = Callable[[ASGIApp], AbstractContextManager[str]]
 

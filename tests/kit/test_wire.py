@@ -33,6 +33,7 @@ class Echo:
 
     def __init__(self) -> None:
         self.paths: list[str] = []
+        self.names: set[bytes] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,6 +48,7 @@ class Echo:
             size += len(message.get("body", b""))
             if not message.get("more_body"):
                 break
+        self.names |= {name for name, _ in scope["headers"]}
         if scope["path"] == "/watched":
             await self._watch(scope)
             return
@@ -226,6 +228,14 @@ def test_what_two_servers_could_read_differently_is_refused_and_smuggles_nothing
     assert told.startswith(b"HTTP/1.1 400"), told
     assert told.count(b"HTTP/1.1") == 1
     assert "/smuggled" not in echo.paths
+
+
+def test_what_follows_the_last_chunk_is_no_header(connection: socket.socket, echo: Echo) -> None:
+    chunks = b"1\r\na\r\n0\r\nAuthorization: Bearer x\r\nX-Trailer: y\r\n\r\n"
+    connection.sendall(TARGET + b"X-Header: z\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks)
+    assert answer_of(connection).startswith(b"HTTP/1.1 200")
+    assert b"x-header" in echo.names
+    assert not echo.names & {b"authorization", b"x-trailer"}
 
 
 def test_the_bounds_of_the_services_let_ordinary_clients_through() -> None:

@@ -68,6 +68,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._since = self.loop.time()
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # What follows the last chunk is no header (RFC 9110, 6.5.1): nobody is to be let in by it.
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self._in_head = False
         self.scope["state"]["when_left"] = self.when_left
