@@ -7,47 +7,18 @@ import ssl
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 from aiohttp import web
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from self_signed import self_signed
 
 from darktree_kit import certificates
 
 ENDS = datetime(2031, 2, 3, 4, 5, 6, tzinfo=UTC)
 POSTGRES = Path("/usr/lib/postgresql/15/bin")
-
-
-def self_signed(folder: Path, ends: datetime = ENDS) -> tuple[Path, Path]:
-    """Write a certificate that nobody trusts, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "nobody.example")])
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(ends - timedelta(days=9_000))
-        .not_valid_after(ends)
-        .sign(key, hashes.SHA256())
-    )
-    certificate, private = folder / "certificate.pem", folder / "key.pem"
-    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    private.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    private.chmod(0o600)
-    return certificate, private
 
 
 @pytest.mark.parametrize("ends", [ENDS, datetime(2020, 1, 1, tzinfo=UTC)], ids=["valid", "ended"])
@@ -97,7 +68,7 @@ def postgres(port: int, tls: bool) -> Iterator[str]:
     """Debian's Postgres on a port of this machine, run by whom it lets run it."""
     with TemporaryDirectory(prefix="dt-") as made:
         home = Path(made)
-        files = self_signed(home)
+        files = self_signed(home, ENDS)
         account = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
         if account is not None:
             for path in (home, *files):

@@ -32,7 +32,7 @@ from aiohttp import web
 from psycopg.rows import dict_row
 
 DARKTREE = Path(sys.executable).with_name("darktree")
-START_SECONDS = 90
+START_SECONDS = 240
 STOP_SECONDS = 60
 RECOVERY_SECONDS = 60
 HOST = "127.0.0.1"
