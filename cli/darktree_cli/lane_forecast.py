@@ -96,7 +96,7 @@ def forecast(observed: Observed) -> Forecast:
     changes = [_change(wanted, live) for wanted in made.objects]
     changes += [Change("delete", gone.kind, gone.name) for gone in made.deletions]
     wanted = next((each for each in made.objects if each["kind"] == "Deployment"), None)
-    after = wanted or deployment
+    after = wanted or deployment or _later(made, replicas)
     replaces = bool(
         deployment and wanted and _revision(deployment) != _revision(wanted) and _count(deployment) > 0
     )
@@ -109,6 +109,14 @@ def forecast(observed: Observed) -> Forecast:
         replaces_pods=replaces,
         downtime=_downtime(observed, after, replaces=replaces),
     )
+
+
+def _later(made: Plan, replicas: int) -> Object | None:
+    """The Deployment that comes once the model is there, as far as it can be counted."""
+    kept = next((each for each in made.objects if each["kind"] == "ControllerRevision"), None)
+    if kept is None or not made.waiting_for_model:
+        return None
+    return {"spec": {"replicas": replicas, "template": kept["data"]["template"]}}
 
 
 def manifests(objects: Iterable[Object]) -> str:

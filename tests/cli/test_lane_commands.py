@@ -169,6 +169,7 @@ def test_plan_of_a_new_lane_creates_it_and_takes_no_gpu_before_the_model_is_ther
     assert "create Job oak-download-" in answer.stdout
     assert "no GPU is taken before it is there" in answer.stdout
     assert "downtime: none" in answer.stdout
+    assert "GPUs: 0 now, 1 then" in answer.stdout
 
 
 def test_plan_of_an_unchanged_lane_changes_nothing(tmp_path: Path) -> None:
