@@ -25,7 +25,6 @@ METRICS = (
     "darktree_operator.metrics",
 )
 OTHERS = {"kubelet_volume_stats_available_bytes", "kubelet_volume_stats_capacity_bytes"}
-PROMISED = {"darktree_backup_last_success_timestamp_seconds"}  # whatever makes backups tells it
 OTHERS_LABELS = {"instance", "namespace", "persistentvolumeclaim"}
 PROMTOOL = shutil.which("promtool")
 FILES = sorted(path.name for path in RULES.glob("*.yaml"))
@@ -73,9 +72,9 @@ def test_an_alert_is_about_metrics_and_labels_that_exist(rule: dict[str, Any]) -
     known = labels_of_metrics()
     ours, others = named(rule["expr"])
     assert ours | others, "an alert without a metric"
-    assert ours <= set(known) | PROMISED
+    assert ours <= set(known)
     assert others <= OTHERS
-    labels = set.union(set(OTHERS_LABELS), *(known.get(name, set()) for name in ours))
+    labels = set.union(set(OTHERS_LABELS), *(known[name] for name in ours))
     used = set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]))
     grouped = re.findall(r"(?:by|on) \(([^)]*)\)", rule["expr"])
     assert used | {label.strip() for group in grouped for label in group.split(",")} <= labels

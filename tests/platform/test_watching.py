@@ -2,21 +2,16 @@
 
 import asyncio
 import signal
-import ssl
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import psycopg
 import pytest
-from aiohttp import web
 from asked import questions
 from prometheus_server import ABSENT, BINARY, Prometheus, scraping
-from self_signed import self_signed
 
 from darktree_stripe_simulator.client import StripeStandIn
 
@@ -49,40 +44,9 @@ SETTINGS = {
 }
 
 
-class Edge:
-    """Whatever stands before the API and has its certificate, as billing finds it at the API's address."""
-
-    def __init__(self, folder: Path, background: Background) -> None:
-        self._folder, self._background = folder, background
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.serve_one_that_ends_in(timedelta(days=90))
-        self.url = background.run(self._open())
-
-    def serve_one_that_ends_in(self, rest: timedelta) -> None:
-        ends = datetime.now(UTC).replace(microsecond=0) + rest
-        self._context.load_cert_chain(*self_signed(self._folder, ends))
-
-    def close(self) -> None:
-        self._background.run(self._runner.cleanup())
-
-    async def _open(self) -> str:
-        self._runner = web.AppRunner(web.Application())
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._context).start()
-        return f"https://127.0.0.1:{self._runner.addresses[0][1]}/v1"
-
-
 @pytest.fixture(scope="module")
-def edge(tmp_path_factory: pytest.TempPathFactory, background: Background) -> Iterator[Edge]:
-    made = Edge(tmp_path_factory.mktemp("edge"), background)
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def platform(started: Any, edge: Edge) -> Iterator[Platform]:
-    settings = SETTINGS | {"DARKTREE_BILLING_API_URL": edge.url}
-    with started({"fast": 2000, "slow": 100}, gateways=1, **settings) as running:
+def platform(started: Any) -> Iterator[Platform]:
+    with started({"fast": 2000, "slow": 100}, gateways=1, **SETTINGS) as running:
         yield running
 
 
@@ -234,12 +198,3 @@ def test_connections_that_run_out_page(platform: Platform, alerts: Any) -> None:
         for _ in range(85 - taken):
             stack.enter_context(psycopg.connect(platform.ready["database_url"]))
         alerts.fires("DarktreePostgresConnections")
-
-
-def test_a_certificate_that_ends_pages_until_it_is_renewed(alerts: Any, edge: Edge) -> None:
-    target = edge.url.removeprefix("https://").removesuffix("/v1")
-    with alerts("DarktreeCertificateExpires", "DarktreeCertificateEnds", target=target):
-        edge.serve_one_that_ends_in(timedelta(minutes=40))  # 40 hours, at sixty times the speed
-        alerts.fires("DarktreeCertificateExpires", target=target)
-        alerts.fires("DarktreeCertificateEnds", target=target)
-        edge.serve_one_that_ends_in(timedelta(days=90))
