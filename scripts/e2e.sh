@@ -22,14 +22,16 @@ fi
 : "${PUSH:?must be the command that gives images to the nodes, such as: kind load docker-image}"
 
 if [ -z "${E2E_IMAGE:-}" ]; then
-	export E2E_IMAGE=darktree:e2e E2E_PREVIOUS_IMAGE=darktree:e2e-previous
-	make --no-print-directory image IMAGE=$E2E_IMAGE
+	# New names each time: a node keeps what it has pulled under a name.
+	now=$(date +%s)
+	export E2E_IMAGE="darktree:e2e-$now" E2E_PREVIOUS_IMAGE="darktree:e2e-$now-previous"
+	make --no-print-directory image IMAGE="$E2E_IMAGE"
 	if [ -n "${E2E_PREVIOUS:-}" ]; then
 		rm -rf build/previous && mkdir -p build/previous
 		git archive "$E2E_PREVIOUS" | tar -x -C build/previous
-		make --no-print-directory image IMAGE=$E2E_PREVIOUS_IMAGE CONTEXT=build/previous
+		make --no-print-directory image IMAGE="$E2E_PREVIOUS_IMAGE" CONTEXT=build/previous
 	else
-		make --no-print-directory image IMAGE=$E2E_PREVIOUS_IMAGE ARGS="--label previous=yes"
+		make --no-print-directory image IMAGE="$E2E_PREVIOUS_IMAGE" ARGS="--label previous=yes"
 	fi
 fi
 $PUSH "$E2E_IMAGE" "$E2E_PREVIOUS_IMAGE"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import httpx
 import pytest
-from installed import NAMESPACE, RELEASE, Entry, Timings, deploy, forwarded, kubectl, run, secret
+from installed import NAMESPACE, RELEASE, Entry, Timings, deploy, forwarded, helm, kubectl, run, secret
 
 ABSENT = "no cluster: run `make e2e` (docs/install.md says what it needs)"
 RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
@@ -41,8 +41,9 @@ def namespace() -> Iterator[str]:
     """A namespace that admits restricted pods only; it is gone afterwards, unless E2E_KEEP says otherwise."""
     if "E2E_IMAGE" not in os.environ:
         pytest.skip(ABSENT)
-    run("kubectl", "create", "namespace", NAMESPACE)
-    kubectl("label", "namespace", NAMESPACE, RESTRICTED)
+    if not run("kubectl", "get", "namespace", NAMESPACE, "--ignore-not-found"):
+        run("kubectl", "create", "namespace", NAMESPACE)
+    kubectl("label", "namespace", NAMESPACE, RESTRICTED, "--overwrite")
     yield NAMESPACE
     if "E2E_KEEP" not in os.environ:
         run("kubectl", "delete", "namespace", NAMESPACE, "--wait=false")
@@ -50,7 +51,9 @@ def namespace() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def installed(namespace: str, entry: Entry, timings: Timings) -> str:
-    """The release, as the version before: everything ready. Returns what helm said."""
+    """The release, as the version before: everything ready. Returns what helm said. One that was kept is used again."""
+    if RELEASE in helm("list", "--short"):
+        return helm("status", RELEASE)
     with timings.of("helm install --wait"):
         return deploy("install", os.environ["E2E_PREVIOUS_IMAGE"], entry)
 

@@ -243,7 +243,7 @@ def test_a_rollback_under_load_fails_nothing_and_loses_nothing(
     with Load(f"{entry.url}/v1", API_HOST, customer.key, STANDARD) as load:
         load.wait_for(20)
         with timings.of("helm rollback --wait under load"):
-            helm("rollback", RELEASE, "1", "--wait", "--timeout", "10m")
+            helm("rollback", RELEASE, "--wait", "--timeout", "10m")
         load.wait_for(20)
     timings.say(
         f"  {len(load.answered)} answered, {len(load.failures)} failed, by status {dict(load.attempts)}"
