@@ -14,7 +14,7 @@ import httpx
 import psutil
 from stage import MODEL
 
-START_TIMEOUT_SECONDS = 90.0
+START_TIMEOUT_SECONDS = 300.0  # LiteLLM imports for half a minute on an idle machine
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = ROOT / ".venv-peers"
 

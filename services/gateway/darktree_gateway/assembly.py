@@ -12,7 +12,6 @@ from darktree_gateway.errors import EngineError, of_engine
 from darktree_gateway.metering import Meter
 from darktree_gateway.requests import Ask
 from darktree_gateway.streaming import DONE, Events, tokens_of
-from darktree_gateway.texts import Texts, texts_like
 from darktree_kit.errors import ApiError
 
 _LOGPROB_LISTS = ("content", "refusal", "tokens", "token_logprobs", "top_logprobs", "text_offset")
@@ -31,7 +30,6 @@ class Assembly:
         self._choices: dict[int, _Choice] = {}
         self._top: dict[str, Any] = {}
         self._usage: dict[str, Any] | None = None
-        self._texts: Texts | None = None
         self.done = False
         self.error: ApiError | None = None
 
@@ -77,15 +75,12 @@ class Assembly:
     def _take(self, event: bytes) -> None:
         if event == DONE:
             self.done = True
-        elif not event.startswith(b"data: "):
+            return
+        if not event.startswith(b"data: "):
             if event.strip() and not event.startswith(b":"):
                 raise EngineError
-        elif self._texts is not None and (used := self._texts.take(event)) is not None:
-            self._meter.see_only(*used)
-        else:
-            self._take_chunk(event, orjson.loads(event[6:]))
-
-    def _take_chunk(self, event: bytes, chunk: dict[str, Any]) -> None:
+            return
+        chunk = orjson.loads(event[6:])
         if "error" in chunk:
             self.error = of_engine(200, chunk, model=self._ask.model, prompt_param=self._ask.prompt_param)
             return
@@ -100,21 +95,16 @@ class Assembly:
         if not self._top or chunk.get("prompt_token_ids"):
             self._top.update((name, value) for name, value in chunk.items() if value is not None)
         for piece in choices:
-            choice = self._choice(piece["index"])
+            index = piece["index"]
+            choice = self._choices.get(index)
+            if choice is None:
+                choice = self._choices[index] = _Choice(bool(self._ask.body.get("return_token_ids")))
             choice.add(piece)
             if used is not None:
                 if self._single:
                     self._meter.see_only(*used)
                 else:
-                    self._meter.see(piece["index"], *used)
-        if self._single and self._texts is None:
-            self._texts = texts_like(event, chunk, choice.parts_of)
-
-    def _choice(self, index: int) -> "_Choice":
-        choice = self._choices.get(index)
-        if choice is None:
-            choice = self._choices[index] = _Choice(bool(self._ask.body.get("return_token_ids")))
-        return choice
+                    self._meter.see(index, *used)
 
 
 class _Choice:
@@ -148,10 +138,6 @@ class _Choice:
         if piece.get("finish_reason") is not None:
             self.finish_reason = piece["finish_reason"]
             self._stop_reason = piece.get("stop_reason")
-
-    def parts_of(self, name: str) -> list[str]:
-        """Return the list to which this answer's pieces of a text are added."""
-        return self._texts.setdefault(name, [])
 
     def _add_delta(self, delta: dict[str, Any]) -> None:
         for name in _DELTA_TEXTS:

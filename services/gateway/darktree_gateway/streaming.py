@@ -21,7 +21,7 @@ from darktree_kit.errors import ApiError
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 DONE = b"data: [DONE]"
 _PREFIX = b"data: "
-USAGE = b',"usage":'
+_USAGE = b',"usage":'
 _FINISHES = b'"finish_reason":"'
 _INDEX = re.compile(rb'"choices":\[\{"index":(\d+)[,}]')
 
@@ -112,8 +112,8 @@ class Relay:
         if event == DONE:
             self.done = True
             return
-        head, found, tail = event.rpartition(USAGE)
-        used = tokens_at_the_end(tail) if found else None
+        head, found, tail = event.rpartition(_USAGE)
+        used = _tokens_at_the_end(tail) if found else None
         if used is None or head.endswith(b'"choices":[]'):
             self._take_decoded(event, out)
             return
@@ -173,7 +173,7 @@ class Relay:
             out.append(event)
 
 
-def tokens_at_the_end(tail: bytes) -> tuple[int, int] | None:
+def _tokens_at_the_end(tail: bytes) -> tuple[int, int] | None:
     if not tail.endswith(b"}}"):
         return None
     try:
