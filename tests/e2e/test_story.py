@@ -98,6 +98,8 @@ def test_lanes_are_applied_with_kubectl_and_serve(timings: Timings) -> None:
 def test_credits_are_bought(customer: Any, admin: httpx.Client, timings: Timings) -> None:
     from darktree_stripe_simulator.client import StripeStandIn
 
+    balance = f"/admin/customers/{customer.id}/balance"
+    before = admin.get(balance).json()["balance_nanos"]
     with timings.of("from the order to the credits"):
         begun = (
             admin.post(f"/admin/customers/{customer.id}/checkouts", json={"plan": "scale"})
@@ -112,7 +114,7 @@ def test_credits_are_bought(customer: Any, admin: httpx.Client, timings: Timings
             return bool(admin.get(f"/admin/orders/{begun['order_id']}").json()["granted_at"])
 
         until(granted, "the order to be granted by its webhook")
-    assert admin.get(f"/admin/customers/{customer.id}/balance").json()["balance_nanos"] == 300 * 10**9
+    assert admin.get(balance).json()["balance_nanos"] - before == 300 * 10**9
 
 
 def test_helms_own_test_asks_every_model_and_finds_the_ledgers_lines(timings: Timings) -> None:
@@ -138,12 +140,12 @@ def test_completions_streams_and_nothing_else_pass_the_way_in(kind: str, entry: 
 def _passes(kind: str, entry: Entry, customer: Any) -> None:
     with entry.client(API_HOST) as api, entry.client(CONSOLE_HOST) as console:
         until(lambda: ask(api, customer.key).status_code == 200, f"a completion through the {kind}")
+        until(lambda: _settled(console), f"the console and the webhook through the {kind}")
         answer = ask(api, customer.key)
         assert answer.json()["usage"]["completion_tokens"] == 20
         for path in ("/metrics", "/readyz", "/admin/status", "/internal/catalog", "/openapi.json"):
             assert api.get(path).status_code == 404, path
             assert console.get(path).status_code == 404, path
-        assert console.get("/console/sign-in").status_code == 200
         assert console.post("/webhooks/stripe", content=b"{}").status_code == 400  # no signature
         assert console.get("/v1/models").status_code == 404
         headers = {"Authorization": f"Bearer {customer.key}"}
@@ -158,11 +160,18 @@ def _passes(kind: str, entry: Entry, customer: Any) -> None:
         assert times[-1] - times[0] > 0.5  # 100 tokens at 100 a second: nobody kept them to the end
 
 
+def _settled(console: httpx.Client) -> bool:
+    """Say whether the controller has made up its mind: what was deleted just before may route on for a moment."""
+    return all(
+        console.get("/console/sign-in").status_code == 200
+        and console.post("/webhooks/stripe", content=b"{}").status_code == 400  # no signature
+        for _ in range(30)
+    )
+
+
 def test_the_cap_is_a_hard_stop(entry: Entry, customer: Any, admin: httpx.Client) -> None:
     used = admin.get(f"/admin/customers/{customer.id}/balance").json()["day_tokens"]
-    admin.put(
-        f"/admin/customers/{customer.id}/cap", json={"tokens": used + 150, "reason": "e2e"}
-    ).raise_for_status()
+    admin.put(f"/admin/customers/{customer.id}/cap", json={"cap_tokens": used + 150}).raise_for_status()
     with entry.client(API_HOST) as api:
         while (answer := ask(api, customer.key, max_tokens=60)).status_code == 200:
             pass
@@ -172,7 +181,7 @@ def test_the_cap_is_a_hard_stop(entry: Entry, customer: Any, admin: httpx.Client
     assert answer.headers["x-should-retry"] == "false"
     after = admin.get(f"/admin/customers/{customer.id}/balance").json()
     assert after["day_tokens"] <= used + 150 == after["cap_tokens"]
-    admin.put(f"/admin/customers/{customer.id}/cap", json={"tokens": CAP, "reason": "e2e"}).raise_for_status()
+    admin.put(f"/admin/customers/{customer.id}/cap", json={"cap_tokens": CAP}).raise_for_status()
 
 
 def test_every_pod_tells_prometheus_what_it_does() -> None:
