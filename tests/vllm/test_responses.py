@@ -30,7 +30,7 @@ SAID = {
 CASES: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "a text": ({"max_output_tokens": 20}, (24, 20)),
     "a text to the default length": ({}, (24, 64)),
-    "instructions": ({"instructions": "Be short.", "max_output_tokens": 5}, (44, 5)),
+    "instructions": ({"instructions": "Be short.", "max_output_tokens": 5}, (43, 5)),
     "a message": ({"input": [{"role": "user", "content": "hello"}], "max_output_tokens": 5}, (24, 5)),
     "parts": (
         {"input": [{"role": "user", "content": [{"type": "input_text", "text": text} for text in "ab"]}],
