@@ -4,6 +4,7 @@ One instance on one volume: it has no replica, nobody backs it up, and it was bu
 wants a Postgres that is run as one (docs/install.md).
 """
 
+import fcntl
 import os
 import subprocess
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ DEFAULT_PORT = 5432
 # Trust is for this user alone, over the socket in a folder that nobody else may enter.
 ACCESS_RULES = "local all all trust\nhost all all all scram-sha-256\n"
 ACCESS_FILE = "pg_hba.conf"
+LOCK_FILE = "lock"
 
 
 def command(
@@ -30,6 +32,7 @@ def command(
     if settings.postgres_password is None:
         raise typer.BadParameter("set DARKTREE_POSTGRES_PASSWORD", param_hint="DARKTREE_POSTGRES_PASSWORD")
     environment = inherited_environment(services=False)
+    _claim(data_dir.absolute())
     try:
         embedded = postgres.prepare(data_dir.absolute() / postgres.NAME, environment)
         _set_password(embedded, settings.postgres_password.get_secret_value(), environment)
@@ -47,6 +50,18 @@ def command(
         os.setuid(embedded.user[0])
     argv = [*embedded.process().argv, *options]
     os.execve(argv[0], argv, dict(environment))  # noqa: S606 (the wheel's own program)
+
+
+def _claim(folder: Path) -> None:
+    """Wait until nobody else uses the folder, and keep it as long as any process of the server lives.
+
+    Postgres' own lock is a number of a process, which says nothing in another container: a pod that was deleted by
+    force goes on for a while beside its successor, and two servers on one folder lose what either has committed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.set_inheritable(lock, True)
 
 
 def _set_password(embedded: postgres.Embedded, password: str, environment: Mapping[str, str]) -> None:

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import psutil
 import psycopg
 import pytest
 
@@ -65,6 +66,32 @@ def test_a_password_is_asked_for_and_changed_by_a_restart_while_the_data_stays()
             assert value(url.format("second"), "SELECT n FROM kept") == 42
             with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
                 value(url.format("first's"), "SELECT 1")
+
+
+def test_a_second_server_waits_until_nothing_of_the_first_is_left() -> None:
+    with TemporaryDirectory(prefix="dt-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        with ExitStack() as second:
+            with serving(folder, "word") as url:
+                assert value(url.format("word"), "SELECT 1") == 1
+                owner = (folder / "postgres" / "postmaster.pid").read_text().split()[0]
+                later = second.enter_context(serving(folder, "word"))
+                waiting = psutil.Process().children()[-1]
+                until_it_waits(waiting, folder / "lock")
+                with pytest.raises(psycopg.OperationalError, match="refused"):
+                    psycopg.connect(later.format("word"))
+                assert (folder / "postgres" / "postmaster.pid").read_text().split()[0] == owner
+                with psycopg.connect(url.format("word")) as connection:
+                    connection.execute("CREATE TABLE kept AS SELECT 42 AS n")
+            assert value(later.format("word"), "SELECT n FROM kept") == 42
+
+
+def until_it_waits(process: psutil.Process, lock: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while str(lock) not in {opened.path for opened in process.open_files()}:
+        assert time.monotonic() < deadline, "the second server never came to the lock"
+        time.sleep(0.1)
 
 
 def test_migrations_wait_for_a_database_that_still_starts() -> None:
