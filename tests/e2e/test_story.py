@@ -158,7 +158,7 @@ def _passes(kind: str, entry: Entry, customer: Any) -> None:
                     times.append(time.monotonic())
         assert line == "data: [DONE]" or not line
         assert len(times) > 50
-        assert times[-1] - times[0] > 0.5  # 100 tokens at 100 a second: nobody kept them to the end
+        assert times[-1] - times[0] > 0.3  # at 100 tokens a second: nobody kept them to the end
 
 
 def _settled(console: httpx.Client) -> bool:
