@@ -84,7 +84,7 @@ def test_a_model_that_is_unknown_or_anothers_is_not_found(client: OpenAI, arriva
 
 def test_a_path_that_is_not_listed_is_not_found(client: OpenAI, arrivals: Any) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
-        client.embeddings.create(model=QUICK, input="a")
+        client.images.generate(model=QUICK, prompt="a")
     assert facts(caught.value) == (404, "invalid_request_error", "unknown_url", None)
     assert arrivals.statuses == [404]
 

@@ -263,7 +263,7 @@ def test_every_refusal_that_knows_the_customer_carries_the_limits(customer: Any)
         ("PUT", "/v1/completions", 405),
         ("POST", "/v1/models", 405),
         ("GET", "/v1/files", 404),
-        ("POST", "/v1/embeddings", 404),
+        ("POST", "/v1/images/generations", 404),
         ("POST", "/tokenize", 404),
         ("GET", "/docs", 404),
         ("POST", "/v1/chat/completions/", 404),
