@@ -73,6 +73,12 @@ class LineHandler(logging.Handler):
                 self._stream.flush()
 
 
+def flush() -> None:
+    """Write every line that still waits for its turn's end."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
 def event(log: logging.Logger, message: str, fields: dict[str, object]) -> None:
     """Log named fields at level INFO, and look for no caller in the stack: for lines at every request."""
     if log.isEnabledFor(logging.INFO):

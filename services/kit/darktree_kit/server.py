@@ -11,14 +11,15 @@ others. Then it listens no more, closes what is idle, and finishes what is runni
 import asyncio
 import gc
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
+from darktree_kit import logs
 from darktree_kit.wire import BoundedProtocol
 
 BACKLOG = 2048
@@ -85,6 +86,13 @@ class LeavingServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._hurry()
         super().handle_exit(sig, frame)
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """As uvicorn, which in the end sends itself the signal again and so dies: the last lines are written before."""
+        with super().capture_signals():
+            yield
+            logs.flush()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._served_app.state.leaving = True
