@@ -47,7 +47,7 @@ class Costs(logging.Handler):
             self.calls[logs.request_id.get()] += 1
 
     def count_statement(self, connection: Any, *_: Any) -> None:
-        role = connection.engine.url.username
+        role = connection.connection.driver_connection.info.user
         self.statements[logs.request_id.get(), role] += 1
 
 
