@@ -103,7 +103,7 @@ def _dead_letter(platform: Any) -> None:
         threading.Event().wait(0.05)
     platform.sql(
         "UPDATE billing.stripe_event SET state = 'dead', attempts = 9, error = 'the ledger did not answer'"
-        " WHERE id = (SELECT max(id) FROM billing.stripe_event)"
+        " WHERE id = (SELECT max(id) FROM billing.stripe_event WHERE state <> 'waiting')"
     )
 
 
