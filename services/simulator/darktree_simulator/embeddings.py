@@ -33,6 +33,9 @@ def inputs(request: EmbeddingRequest, context_length: int) -> list[list[int]]:
     if given == []:
         raise bad_request("You must pass at least one prompt")
     entries: list[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
+    for entry in entries:
+        if len(entry) > context_length and not isinstance(entry, str):
+            raise prompts.too_long(f"at least {context_length + 1}", context_length + 1, context_length)
     return [prompts.ids_of(entry, context_length) for entry in entries]
 
 

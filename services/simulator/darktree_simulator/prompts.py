@@ -58,7 +58,7 @@ def encode_within(text: str, context_length: int) -> list[int]:
         )
     ids = encode(text)
     if len(ids) > context_length:
-        raise _too_long(f"at least {context_length + 1}", context_length + 1, context_length)
+        raise too_long(f"at least {context_length + 1}", context_length + 1, context_length)
     return ids
 
 
@@ -80,11 +80,11 @@ def ids_of(entry: str | Sequence[int], context_length: int) -> list[int]:
         if not 0 <= token_id < tokenizer.VOCABULARY_SIZE:
             raise bad_request(f"Token id {token_id} is out of vocabulary")
     if len(ids) > context_length:
-        raise _too_long(str(len(ids)), len(ids), context_length)
+        raise too_long(str(len(ids)), len(ids), context_length)
     return ids
 
 
-def _too_long(shown: str, count: int, context_length: int) -> EngineError:
+def too_long(shown: str, count: int, context_length: int) -> EngineError:
     return bad_request(
         f"This model's maximum context length is {context_length} tokens. However, your prompt contains {shown} "
         "input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the "
