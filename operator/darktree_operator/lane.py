@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic.alias_generators import to_camel
+from pydantic_core import ErrorDetails
 
 GROUP = "darktree.dev"
 VERSION = "v1alpha1"
@@ -249,21 +250,30 @@ class Lane(BaseModel):
     generation: int
     annotations: Mapping[str, str]
     spec: LaneSpec
+    unknown: tuple[str, ...] = ()
+    """Fields of a newer schema, which this operator leaves aside."""
 
 
 def parse(lane: Object) -> Lane:
-    """Return a lane's object as typed values. Raises InvalidLane naming the field."""
+    """Return a lane's object as typed values. Raises InvalidLane naming the field.
+
+    A field that nobody knows is refused in a file. A cluster's API server has dropped it already, unless its schema is
+    newer than this operator, as in the middle of an upgrade: then it is only named, and the lane goes on as it was.
+    """
     metadata = lane.get("metadata") or {}
     name = metadata.get("name")
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_LENGTH:
         raise InvalidLane("metadata.name", f"must be given, with at most {MAX_NAME_LENGTH} characters")
+    # As JSON, because only there a list may become a tuple while a text may not become a number.
+    document, unknown = json.dumps(lane.get("spec") or {}), []
     try:
-        # As JSON, because only there a list may become a tuple while a text may not become a number.
-        spec = LaneSpec.model_validate_json(json.dumps(lane.get("spec") or {}))
+        spec = LaneSpec.model_validate_json(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(["spec", *(str(part) for part in first["loc"])])
-        raise InvalidLane(place, first["msg"]) from error
+        found = error.errors()
+        unknown = [_place(each) for each in found if each["type"] == "extra_forbidden"]
+        if len(unknown) < len(found) or not metadata.get("uid"):
+            raise InvalidLane(_place(found[0]), found[0]["msg"]) from error
+        spec = LaneSpec.model_validate_json(document, extra="ignore")
     return Lane(
         name=name,
         namespace=metadata.get("namespace") or "default",
@@ -271,4 +281,9 @@ def parse(lane: Object) -> Lane:
         generation=metadata.get("generation") or 0,
         annotations=metadata.get("annotations") or {},
         spec=spec,
+        unknown=tuple(unknown),
     )
+
+
+def _place(error: ErrorDetails) -> str:
+    return ".".join(["spec", *(str(part) for part in error["loc"])])

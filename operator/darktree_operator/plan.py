@@ -73,6 +73,9 @@ def plan(observed: Observed, replicas: int) -> Plan:
         return _refused(observed, replicas, resolved, [])
     target = revision(resolved, observed.secret_hashes)
     too_much, notes = check(resolved)
+    notes += [
+        f"{field} is of a newer version than this operator, which leaves it aside" for field in lane.unknown
+    ]
     if applied_revision(observed) == target.name and too_much:
         # It was let in before: what the engine itself finds is worth more than an estimate.
         notes, too_much = [*notes, *(refusal.message for refusal in too_much)], []

@@ -114,6 +114,7 @@ READING = {"lane": "a", "endpoint": "b", "prompt_tokens": 1, "completion_tokens"
     [
         ("PUT", "/admin/customers/x/cap", {"cap_tokens": True}, "cap_tokens"),
         ("PUT", "/admin/customers/x/cap", {"cap_tokens": "5"}, "cap_tokens"),
+        ("PUT", "/admin/customers/x/limits", {"requests_per_minute": True}, "requests_per_minute"),
         ("PUT", "/admin/customers/x/freeze", {"frozen": "no", "reason": "r"}, "frozen"),
         ("POST", f"/admin/cap-requests/capreq_{NOBODYS}/decision", {"approve": 1}, "approve"),
         ("POST", f"/admin/lane-requests/lanereq_{NOBODYS}/decision", {"accept": "yes"}, "accept"),

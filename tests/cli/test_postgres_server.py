@@ -27,10 +27,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(folder: Path, password: str) -> Iterator[str]:
+def serving(folder: Path, password: str, processes: list[psutil.Process] | None = None) -> Iterator[str]:
     port = free_port()
     command = [str(DARKTREE), "postgres", "--data-dir", str(folder), "--port", str(port)]
     server = subprocess.Popen(command, env=os.environ | {"DARKTREE_POSTGRES_PASSWORD": password})
+    if processes is not None:
+        processes.append(psutil.Process(server.pid))
     try:
         yield f"postgresql://postgres:{{}}@127.0.0.1:{port}/postgres"
     finally:
@@ -76,9 +78,9 @@ def test_a_second_server_waits_until_nothing_of_the_first_is_left() -> None:
             with serving(folder, "word") as url:
                 assert value(url.format("word"), "SELECT 1") == 1
                 owner = (folder / "postgres" / "postmaster.pid").read_text().split()[0]
-                later = second.enter_context(serving(folder, "word"))
-                waiting = psutil.Process().children()[-1]
-                until_it_waits(waiting, folder / "lock")
+                waiting: list[psutil.Process] = []
+                later = second.enter_context(serving(folder, "word", waiting))
+                until_it_waits(waiting[0], folder / "lock")
                 with pytest.raises(psycopg.OperationalError, match="refused"):
                     psycopg.connect(later.format("word"))
                 assert (folder / "postgres" / "postmaster.pid").read_text().split()[0] == owner

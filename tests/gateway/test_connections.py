@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from darktree_gateway.connections import Answer, Broken, Connections, CutOff, NotConnected
+from darktree_gateway.connections import Answer, Broken, Connections, CutOff, NotConnected, Stale
 
 HEADERS = {"Content-Type": "application/json", "X-Request-Id": "req_1"}
 BODY = b"Predictable GPU inference spend."
@@ -256,7 +256,7 @@ async def test_a_fresh_connection_passes_by_those_that_were_kept() -> None:
 
     async with engine(script) as (url, asked):
         assert await whole(await asked.ask(url, "POST", HEADERS)) == BODY
-        with pytest.raises(CutOff):
+        with pytest.raises(Stale):
             await asked.ask(url, "POST", HEADERS)
         assert await whole(await asked.ask(url, "POST", HEADERS, fresh=True)) == BODY
 

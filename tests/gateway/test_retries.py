@@ -184,6 +184,22 @@ def test_after_a_byte_or_an_answer_nothing_is_tried_again(
     assert platform.open_holds(client.id) == 0
 
 
+def test_an_engine_that_closes_kept_connections_has_not_failed(lane: Callable[..., Any]) -> None:
+    answered: set[Any] = set()
+
+    def behave(connection: socket.socket) -> None:
+        if (peer := connection.getpeername()) in answered:
+            reset(connection)
+        else:
+            answered.add(peer)
+            connection.sendall(answer("400 Bad Request", b'{"error": {"message": "no", "code": 400}}'))
+
+    engine = Engine(behave)
+    client = lane(engine, ejection_failures=1, ejection_seconds=60)
+    assert [each.status_code for each in asked_of_both(client)] == [400] * 8
+    assert engine.asked > 8, "some were asked again, on another connection"
+
+
 def test_an_engine_that_fails_is_ejected_probed_and_readmitted(
     platform: Any, lane: Callable[..., Any], eventually: Callable[..., Any]
 ) -> None:

@@ -32,7 +32,7 @@ def test_a_lanes_gpus_and_its_cold_start_are_told_and_forgotten() -> None:
         metric.name
         for metric in REGISTRY.collect()
         for each in metric.samples
-        if "oak" in each.labels.values()
+        if each.labels.get("namespace") == "told"
     }
     assert not {name for name in names if name.startswith("darktree_lane_")}
 

@@ -310,7 +310,6 @@ REFUSED: dict[str, tuple[dict[str, Any], Reason, str]] = {
         "spec.secrets.engineKey",
     ),
     "type": ({"engine__contextLength": "4096"}, Reason.INVALID_SPEC, "spec.engine.contextLength"),
-    "unknown": ({"engine__temperature": 1}, Reason.INVALID_SPEC, "spec.engine.temperature"),
     "context": ({"engine__contextLength": 65536}, Reason.INVALID_SPEC, "spec.engine.contextLength"),
 }
 
@@ -326,6 +325,20 @@ def test_a_lane_that_cannot_be_served_is_refused_with_its_field(
 
 def running(of: Object, replicas: int = 2) -> Object:
     return of_kind(after_download(of, replicas), "Deployment") | {"status": {}}
+
+
+def test_a_field_of_a_newer_schema_changes_nothing_but_is_a_typing_error_in_a_file() -> None:
+    of = lane()
+    newer = lane(engine__speculation={"kind": "Ngram"}, priority=7)
+    first, made = plan(observed(of), 2), plan(observed(newer), 2)
+    assert made.objects == first.objects
+    assert set(made.notes) - set(first.notes) == {
+        f"{field} is of a newer version than this operator, which leaves it aside"
+        for field in ("spec.engine.speculation", "spec.priority")
+    }
+    del newer["metadata"]["uid"]  # nothing has dropped what is unknown
+    (refusal,) = plan(observed(newer), 2).refusals
+    assert (refusal.reason, refusal.field) == (Reason.INVALID_SPEC, "spec.engine.speculation")
 
 
 def test_a_refused_lane_goes_on_serving_and_can_still_be_stopped() -> None:

@@ -404,9 +404,17 @@ class Background:
         return self.start(work).result(60)
 
     def close(self) -> None:
+        self.run(self._end_all())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(10)
         self.loop.close()
+
+    async def _end_all(self) -> None:
+        """What is left unfinished would speak up in whichever test runs when it is collected."""
+        unfinished = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in unfinished:
+            task.cancel()
+        await asyncio.wait_for(asyncio.gather(*unfinished, return_exceptions=True), 10)
 
 
 class Wire:

@@ -147,7 +147,10 @@ def test_a_response_that_is_left_costs_what_had_reached_the_gateway_and_the_engi
                 break
     charge = first_charge(customer)
     assert (charge["outcome"], charge["prompt_tokens"]) == ("abandoned", 24)
-    assert charge["completion_tokens"] == paced.tap.completion_tokens() > 0
+    # What the engine had told; more may have come while the gateway learned that the client had left.
+    said = [usage["completion_tokens"] for usage in paced.tap.usages()]
+    assert charge["completion_tokens"] in said
+    assert events <= charge["completion_tokens"] <= said[-1] <= charge["completion_tokens"] + OVERRUN_TOKENS
     after = paced.counters()
     assert after[0] - before[0] == 24
     assert 0 <= after[1] - before[1] - charge["completion_tokens"] <= OVERRUN_TOKENS

@@ -165,8 +165,8 @@ class CreatedKey(KeyView):
 class RequestLimits(_Body):
     """What each key of a customer may send through one gateway."""
 
-    requests_per_minute: int | None = Field(None, ge=0, le=MAX_REQUESTS_PER_MINUTE)
-    concurrent_requests: int | None = Field(None, ge=0, le=MAX_CONCURRENT_REQUESTS)
+    requests_per_minute: int | None = Field(None, strict=True, ge=0, le=MAX_REQUESTS_PER_MINUTE)
+    concurrent_requests: int | None = Field(None, strict=True, ge=0, le=MAX_CONCURRENT_REQUESTS)
 
 
 class LimitsView(BaseModel):

@@ -7,7 +7,8 @@ is closed, and so the engine stops.
 
     OSError
     ├── NotConnected    the engine was not reached: nothing was sent
-    ├── CutOff          it closed the connection before its answer began: perhaps one that was kept too long
+    ├── CutOff          it closed the connection before its answer began
+    │   └── Stale       but one that had been kept: it may have been about to close it
     └── Broken          its answer broke off, is no HTTP, or does not go on
 """
 
@@ -37,6 +38,10 @@ class NotConnected(OSError):
 
 class CutOff(OSError):
     """The engine closed the connection before its answer began."""
+
+
+class Stale(CutOff):
+    """It closed a connection that was kept: as any server may, which says nothing of how well it does."""
 
 
 class Broken(OSError):
@@ -221,6 +226,7 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._framed = False
         self._paused = False
+        self._kept = False
 
     def ask(self, request: bytes) -> Answer:
         self._answer = answer = Answer(self)
@@ -272,7 +278,7 @@ class Connection(asyncio.Protocol):
         elif answer is not None and answer.status:
             self._fail(Broken("closed inside the answer"))
             return
-        self._fail(CutOff("closed before the answer"))
+        self._fail((Stale if self._kept else CutOff)("closed before the answer"))
 
     def _fail(self, error: OSError) -> None:
         answer = self._answer
@@ -306,6 +312,7 @@ class Connection(asyncio.Protocol):
         self._answer = None
         self.resume()
         if self._parser.should_keep_alive():
+            self._kept = True
             self._connections.keep(self)
         else:
             self.close()

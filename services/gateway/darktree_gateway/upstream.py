@@ -16,7 +16,7 @@ import orjson
 from darktree_gateway import metrics
 from darktree_gateway.affinity import conversation_of
 from darktree_gateway.balancing import Balancer, Engine, Patience
-from darktree_gateway.connections import Answer, Connections, CutOff, NotConnected
+from darktree_gateway.connections import Answer, Connections, CutOff, NotConnected, Stale
 from darktree_gateway.errors import EngineError, LaneUnavailable, decoded, of_engine
 from darktree_gateway.lanes import Lane
 from darktree_gateway.requests import Ask
@@ -131,9 +131,10 @@ class Upstream:
             metrics.UPSTREAM_ERRORS.labels(lane.name, "unreachable").inc()
             return engine.url, "unreachable"
         if isinstance(error, CutOff):
-            self._failed(lane, engine, "cut_off")
+            if not isinstance(error, Stale):
+                self._failed(lane, engine, "cut_off")
             metrics.UPSTREAM_ERRORS.labels(lane.name, "cut_off").inc()
-            # Perhaps only a kept connection that the engine closed just then: the only engine may be asked again.
+            # The only engine may be asked again, on a new connection.
             return engine.url if len(lane.endpoints) > 1 else None, "cut_off"
         if isinstance(error, TimeoutError | OSError | ValueError):
             self._failed(lane, engine, "broken")

@@ -56,12 +56,11 @@ class LineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._lines.append(self.format(record) + "\n")
-            if record.levelno >= logging.WARNING or len(self._lines) >= MAX_WAITING_LINES:
+            loop = _running_loop()
+            if loop is None or record.levelno >= logging.WARNING or len(self._lines) >= MAX_WAITING_LINES:
                 self.flush()
             elif len(self._lines) == 1:
-                asyncio.get_running_loop().call_soon(self.flush)
-        except RuntimeError:  # no loop runs in this thread
-            self.flush()
+                loop.call_soon(self.flush)
         except Exception:
             self.handleError(record)
 
@@ -71,6 +70,13 @@ class LineHandler(logging.Handler):
             if lines:
                 self._stream.write("".join(lines))
                 self._stream.flush()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:  # none in this thread
+        return None
 
 
 def flush() -> None:
