@@ -102,7 +102,9 @@ async def load(
     found["failed"] = found["requests"] - right + found["broken"]
     if found["failed"]:  # what is not all answered is no rate
         found["requests_per_second"] = None
-    pieces = max(1, right) * (EVENTS if kind == "paced" else 1)
+    if not right:
+        return found | {"p50_ms": None, "p99_ms": None, "cpu_us": None, "parts": {}}
+    pieces = right * (EVENTS if kind == "paced" else 1)
     spent = {part: (after[part] - before[part]) / pieces * 1e6 for part in after}
     return found | {"cpu_us": sum(spent.values()), "parts": spent}
 
@@ -125,7 +127,7 @@ async def measure(peers: list[Peer], loads: list[tuple[str, int]], options: argp
                 spent = time.monotonic() - started
                 say(
                     f"{spent:4.0f} s, {done} of {steps}: {peer.name}, {kind}, {connections} connections: "
-                    f"{found['requests'] / found['seconds']:,.0f} requests/s, {found['cpu_us']:,.0f} us CPU, "
+                    f"{found['requests'] / found['seconds']:,.0f} requests/s, {found['cpu_us'] or 0:,.0f} us CPU, "
                     f"{found['failed']} failed"
                 )
     return cells

@@ -120,7 +120,7 @@ def _parts(found: Found) -> list[str]:
         nginx = found.cells.get((kind, connections, "nginx"))
         base = nginx and nginx.median("cpu_us")
         parts = {
-            part: float(sorted(spent["parts"][part] for spent in cell.rounds)[len(cell.rounds) // 2])
+            part: float(sorted(spent["parts"].get(part, 0.0) for spent in cell.rounds)[len(cell.rounds) // 2])
             for part in ("gateway", "ledger", "postgres", "others")
         }
         cells = [kind, str(connections), *(_number(value) for value in parts.values())]
