@@ -5,6 +5,8 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from darktree_gateway import requests
 from darktree_gateway.assembly import Assembly
@@ -151,3 +153,78 @@ def test_tool_calls_are_joined_by_their_index() -> None:
         {"id": "call_b", "type": "function", "function": {"name": "time", "arguments": '{"a":1}'}},
     ]
     assert answer["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def spoken(endpoint: str, text: str, tokens: int, **members: Any) -> bytes:
+    """Return one event as vLLM writes it; `members` are the answer's own, in place of its usual nulls."""
+    chat = endpoint == "chat"
+    choice: dict[str, Any] = {"index": 0} | ({"delta": {"content": text}} if chat else {"text": text})
+    choice |= {"logprobs": None, "finish_reason": None, "token_ids": None} | members
+    usage = {"prompt_tokens": 24, "total_tokens": 24 + tokens, "completion_tokens": tokens}
+    chunk = {"id": "c-1", "object": "chunk", "created": 1, "model": "m", "choices": [choice], "usage": usage}
+    return b"data: " + orjson.dumps(chunk)
+
+
+TRICKS = [
+    "",
+    " ",
+    '"',
+    "\\",
+    "\n",
+    "né",
+    "7",
+    "\n\n",
+    '"}',
+    '"},"usage":{"prompt_tokens":9',
+    "data: [DONE]",
+    "\\u0041",
+]
+PIECES = st.one_of(st.sampled_from(TRICKS), st.text(max_size=6))
+MEMBERS = st.sampled_from(
+    [{}, {}, {}, {"stop_reason": None}, {"delta": {"reasoning": "hm", "content": "so"}}]
+)
+
+
+@given(st.lists(st.tuples(PIECES, MEMBERS), min_size=1, max_size=12), st.integers(1, 400))
+def test_texts_are_the_same_whether_events_are_decoded_or_alike(
+    pieces: list[tuple[str, dict[str, Any]]], size: int
+) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+    events = [
+        spoken("chat", "", 0, delta={"role": "assistant", "content": ""}),
+        *(spoken("chat", text, place, **members) for place, (text, members) in enumerate(pieces, 1)),
+        spoken("chat", "", len(pieces), finish_reason="stop", stop_reason=None),
+    ]
+    stream = with_usage({"events": [event.decode() for event in events]}, 24, len(pieces))
+    message = assembled(body, "chat", stream, size)["choices"][0]["message"]
+    said = [(members.get("delta") or {"content": text})["content"] for text, members in pieces]
+    assert message["content"] == "".join(said)
+    assert message.get("reasoning") == ("hm" * sum("delta" in members for _, members in pieces) or None)
+
+
+@pytest.mark.parametrize("endpoint", ["chat", "completions"])
+def test_what_was_used_is_known_after_every_event_that_is_alike(endpoint: Any) -> None:
+    body = {"model": "m"} | (
+        {"messages": [{"role": "user", "content": "x"}]} if endpoint == "chat" else {"prompt": "x"}
+    )
+    ask = requests.read(orjson.dumps(body), endpoint)
+    meter = Meter(1)
+    assembly = Assembly(ask, meter)
+    for tokens in (1, 2, 3, 10, 11, 1_000):
+        assembly.feed(spoken(endpoint, "so ", tokens) + b"\n\n")
+        assert (meter.prompt_tokens, meter.completion_tokens) == (24, tokens)
+    assembly.feed(spoken(endpoint, "a", 1_001) + b"\n\n" + spoken(endpoint, "b", 1_002) + b"\n\n")
+    assert meter.completion_tokens == 1_002
+    # What one of them says beside its text is seen, wherever it stands.
+    assembly.feed(spoken(endpoint, "c", 1_003) + b"\n\n" + b'data: {"error":{"message":"no","code":500}}\n\n')
+    assert meter.completion_tokens == 1_003
+    assert assembly.error is not None
+
+
+def test_an_event_without_its_numbers_fails_the_answer() -> None:
+    ask = requests.read(b'{"model":"m","messages":[{"role":"user","content":"x"}]}', "chat")
+    assembly = Assembly(ask, Meter(1))
+    assembly.feed(spoken("chat", "a", 7) + b"\n\n" + spoken("chat", "b", 8) + b"\n\n")
+    said = spoken("chat", "c", 9).replace(b'"completion_tokens":9', b'"completion_tokens":')
+    assembly.feed(said + b"\n\n")
+    assert assembly.error is not None

@@ -73,6 +73,24 @@ def test_lines_that_wait_are_written_when_the_process_ends() -> None:
     assert json.loads(ended.stderr)["message"] == "the last"
 
 
+def test_an_event_is_the_line_that_a_record_of_it_would_be() -> None:
+    code = (
+        "import logging\n"
+        "from darktree_kit import logs\n"
+        "logs.configure('gateway')\n"
+        "log = logging.getLogger('darktree.http')\n"
+        "logs.request_id.set('req_1')\n"
+        "log.info('request', extra={'status': 200, 'lane': 'a'})\n"
+        "logs.event(log, 'request', {'status': 200, 'lane': 'a'})\n"
+        "log.setLevel('WARNING')\n"
+        "logs.event(log, 'request', {'status': 201})\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    record, event = map(json.loads, told.splitlines())
+    assert abs(event.pop("ts") - record.pop("ts")) < 1
+    assert event == record
+
+
 def test_printing_settings_shows_no_secret() -> None:
     settings = DatabaseSettings(database_url=SecretStr("postgresql://role:password@host/db"))
     assert "password" not in repr(settings)

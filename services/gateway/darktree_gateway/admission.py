@@ -135,8 +135,7 @@ class _Request:
 
     def hold(self, each: int) -> Hold:
         ask = self.ask
-        return Hold.model_construct(
-            op="hold",
+        return Hold(
             hold_id=self.hold_id,
             customer_id=self.caller.customer_id,
             key_id=self.caller.key_id,

@@ -2,8 +2,12 @@
 
 Engines are always asked to stream, so that it is known at any moment what was generated. The shapes are vLLM's
 (entrypoints/openai/{chat_completion,completion}/protocol.py), without the members that only its own parts use.
+
+Nearly every event says a piece of text and what was used so far, and nothing else. Those are not decoded: the first one
+matches a pattern that nothing else matches, and the next ones differ from it in their text and their numbers alone.
 """
 
+import re
 from typing import Any
 
 import orjson
@@ -17,6 +21,18 @@ from darktree_kit.errors import ApiError
 _LOGPROB_LISTS = ("content", "refusal", "tokens", "token_logprobs", "top_logprobs", "text_offset")
 _DELTA_TEXTS = ("content", "refusal", "reasoning", "reasoning_content")
 
+_DIGITS = b"0123456789"
+# Inside a JSON string every quote has a backslash before it: a string without one ends at the next quote.
+_ONLY_TEXT = (
+    rb'data: \{"id":"[^"\\]*","object":"[^"\\]*","created":\d+,"model":"[^"\\]*","choices":\[\{"index":0,%b'
+    rb'(?:,"(?:logprobs|finish_reason|stop_reason|token_ids|prompt_token_ids)":null)*\}\],'
+    rb'"usage":\{"prompt_tokens":(\d+),"total_tokens":\d+,"completion_tokens":(\d+)'
+    rb'(?:,"(?:prompt|completion)_tokens_details":null)*\}\}'
+)
+_TEXT = rb'"([^"\\\x00-\x1f]+)"'
+_ONLY_CONTENT_OF_CHAT = re.compile(_ONLY_TEXT % (rb'"delta":\{"content":' + _TEXT + rb"\}"))
+_ONLY_TEXT_OF_COMPLETION = re.compile(_ONLY_TEXT % (rb'"text":' + _TEXT))
+
 
 class Assembly:
     """Collects the events of one answer, and meters them on the way."""
@@ -26,6 +42,8 @@ class Assembly:
         self._meter = meter
         self._chat = ask.endpoint == "chat"
         self._single = ask.answers == 1
+        self._pieces = Pieces(_ONLY_CONTENT_OF_CHAT if self._chat else _ONLY_TEXT_OF_COMPLETION)
+        self._texts: list[str] | None = None  # of the only answer, once it has begun
         self._events = Events()
         self._choices: dict[int, _Choice] = {}
         self._top: dict[str, Any] = {}
@@ -42,10 +60,7 @@ class Assembly:
     def feed(self, data: bytes) -> bytes:
         """Take bytes of the stream; nothing of them may be sent yet. Afterwards `error` or `done` may be set."""
         try:
-            for event in self._events.feed(data):
-                if self.done or self.error is not None:
-                    break
-                self._take(event)
+            self._take_all(self._events.feed(data))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             self.error = EngineError()
             self.error.__cause__ = error
@@ -72,6 +87,22 @@ class Assembly:
             answer["prompt_token_ids"] = self._top["prompt_token_ids"]
         return orjson.dumps(answer)
 
+    def _take_all(self, events: list[bytes]) -> None:
+        newest = b""
+        for event in events:
+            if self._texts is not None and (text := self._pieces.text_of(event)) is not None:
+                self._texts.append(text)
+                newest = event
+                continue
+            if newest:
+                self._meter.see_only(*self._pieces.tokens_of(newest))
+                newest = b""
+            self._take(event)
+            if self.done or self.error is not None:
+                return
+        if newest:
+            self._meter.see_only(*self._pieces.tokens_of(newest))
+
     def _take(self, event: bytes) -> None:
         if event == DONE:
             self.done = True
@@ -96,19 +127,58 @@ class Assembly:
             self._top.update((name, value) for name, value in chunk.items() if value is not None)
         for piece in choices:
             index = piece["index"]
-            choice = self._choices.get(index)
-            if choice is None:
-                choice = self._choices[index] = _Choice(bool(self._ask.body.get("return_token_ids")))
-            choice.add(piece)
+            self._choice(index).add(piece)
             if used is not None:
                 if self._single:
                     self._meter.see_only(*used)
                 else:
                     self._meter.see(index, *used)
 
+    def _choice(self, index: int) -> "_Choice":
+        choice = self._choices.get(index)
+        if choice is None:
+            choice = self._choices[index] = _Choice(bool(self._ask.body.get("return_token_ids")))
+            if self._single and index == 0:
+                self._texts = choice.parts_of("content" if self._chat else "text")
+        return choice
+
+
+class Pieces:
+    """Reads events that say a piece of text and what was used so far, and nothing else."""
+
+    __slots__ = ("_after", "_before", "_pattern")
+
+    def __init__(self, pattern: re.Pattern[bytes]) -> None:
+        self._pattern = pattern
+        self._before = b""  # what comes before the text
+        self._after = b""  # and after it, without digits
+
+    def text_of(self, event: bytes) -> str | None:
+        """Return the text, or None when the event may say anything else."""
+        before = self._before
+        if before and event.startswith(before):
+            text, _, after = event[len(before) :].partition(b'"')
+            if text and b"\\" not in text and after.translate(None, _DIGITS) == self._after:
+                return text.decode()
+        said = self._pattern.fullmatch(event)
+        if said is None:
+            return None
+        self._before = event[: said.start(1)]
+        self._after = event[said.end(1) + 1 :].translate(None, _DIGITS)
+        return said[1].decode()
+
+    def tokens_of(self, event: bytes) -> tuple[int, int]:
+        """Return (prompt tokens, completion tokens) of an event that has a text. Raises ValueError."""
+        said = self._pattern.fullmatch(event)
+        if said is None:
+            raise ValueError("an event's numbers are none")
+        return int(said[2]), int(said[3])
+
 
 class _Choice:
     """One answer as it grows."""
+
+    __slots__ = ("_calls", "_ids", "_logprobs", "_role", "_stop_reason", "_texts", "_with_ids", "finish_reason")
 
     def __init__(self, with_ids: bool) -> None:
         self._with_ids = with_ids  # an echo streams the prompt's ids even where a plain answer would not
@@ -120,12 +190,16 @@ class _Choice:
         self._logprobs: dict[str, list[Any]] | None = None
         self._ids: dict[str, list[int]] = {}
 
+    def parts_of(self, name: str) -> list[str]:
+        """Return the list to which this answer's pieces of a text are added."""
+        return self._texts.setdefault(name, [])
+
     def add(self, piece: dict[str, Any]) -> None:
         delta = piece.get("delta")
         if delta:
             self._add_delta(delta)
         if text := piece.get("text"):
-            self._texts.setdefault("text", []).append(text)
+            self.parts_of("text").append(text)
         if logprobs := piece.get("logprobs"):
             if self._logprobs is None:
                 self._logprobs = {}
@@ -143,7 +217,7 @@ class _Choice:
         for name in _DELTA_TEXTS:
             text = delta.get(name)
             if text:
-                self._texts.setdefault(name, []).append(text)
+                self.parts_of(name).append(text)
         if delta.get("role"):
             self._role = delta["role"]
         for piece in delta.get("tool_calls") or ():
@@ -163,7 +237,7 @@ class _Choice:
         call["function"]["arguments"] += function.get("arguments") or ""
 
     def _joined(self, name: str) -> str | None:
-        return "".join(self._texts[name]) if name in self._texts else None
+        return "".join(self._texts.get(name, ())) or None
 
     def message(self, index: int) -> dict[str, Any]:
         content = self._joined("content")

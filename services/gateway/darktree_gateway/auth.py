@@ -85,12 +85,12 @@ class Authenticator:
         return caller
 
     async def _caller(self, key: str) -> Caller:
-        key_id = key_id_of(key)
-        if key_id is None:
-            raise _incorrect_key()
         digest = key_digest(key)
         answer = self._answers.get(digest)
         if answer is None or answer.until <= self._now():
+            key_id = key_id_of(key)
+            if key_id is None:
+                raise _incorrect_key()
             answer = await self._ask(key_id, digest)
         if answer.frozen:
             raise Forbidden(

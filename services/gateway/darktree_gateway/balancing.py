@@ -79,6 +79,8 @@ class Balancer:
         candidates = [self.engine(url) for url in urls if url != but_not]
         if not candidates:
             return None
+        if len(candidates) == 1:
+            return candidates[0]
         well = [
             engine
             for engine in candidates

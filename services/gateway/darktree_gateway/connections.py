@@ -221,6 +221,8 @@ class Connection(asyncio.Protocol):
         self.heard_at = asyncio.get_running_loop().time()
         self._connections = connections
         self._loop = asyncio.get_running_loop()
+        self._parts: list[bytes] = []  # of the body, as the parser finds them in one read
+        self.on_body = self._parts.append  # an engine sends each event as a chunk: this is called for each
         self._parser = httptools.HttpResponseParser(self)
         self._answer: Answer | None = None
         self._head_bytes = 0
@@ -265,10 +267,23 @@ class Connection(asyncio.Protocol):
             if self._answer is None or self._head_bytes > MAX_HEAD_BYTES + READ_BUFFER_BYTES:
                 self._fail(Broken("more than an answer's head"))
                 return
+        broken: OSError | None = None
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(Broken(f"{type(error).__name__}: {error}"))
+            broken = Broken(f"{type(error).__name__}: {error}")
+        self._give_parts()
+        if broken is not None:
+            self._fail(broken)
+
+    def _give_parts(self) -> None:
+        """Give the answer what the parser has found of its body."""
+        if self._parts:
+            part = b"".join(self._parts)
+            self._parts.clear()
+            if self._answer is not None and self._answer.take(part) and not self._paused:
+                self._paused = True
+                self._transport.pause_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
         answer = self._answer
@@ -300,12 +315,8 @@ class Connection(asyncio.Protocol):
         if status >= 200 and self._answer is not None:  # what comes before is a hint
             self._answer.began(status)
 
-    def on_body(self, part: bytes) -> None:
-        if self._answer is not None and self._answer.take(part) and not self._paused:
-            self._paused = True
-            self._transport.pause_reading()
-
     def on_message_complete(self) -> None:
+        self._give_parts()
         answer = self._answer
         if answer is None or not answer.status:
             return

@@ -5,7 +5,7 @@ from functools import cache
 
 from prometheus_client import Counter, Gauge
 
-from darktree_kit.tally import Distribution, Tally
+from darktree_kit.tally import Count, Counts, Distribution, Tally
 
 _SECONDS = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
@@ -17,7 +17,7 @@ _PHASE_SECONDS = (
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0)
 
 # Every request: rate, errors, duration.
-REQUESTS = Counter(
+REQUESTS = Counts(
     "darktree_gateway_requests_total",
     "Completions answered. The code is the error's, or `ok`; the status of a stream that fails inside is 200, "
     "of a client that left 499; the lane of a request that was refused before it had one is `none`.",
@@ -60,7 +60,7 @@ LIMITED = Counter(
 )
 
 # What is metered.
-METERED_TOKENS = Counter(
+METERED_TOKENS = Counts(
     "darktree_lane_metered_tokens_total",
     "Tokens settled with the ledger, or journalled for it.",
     ["lane", "kind"],
@@ -81,7 +81,7 @@ HOLDS_REFUSED = Counter(
 )
 COUNTED = Counter("darktree_gateway_prompts_counted_total", "Requests whose prompt an engine had to count.")
 CLAMPED = Counter("darktree_gateway_clamped_total", "Requests that were granted less than they asked for.")
-SETTLED = Counter("darktree_gateway_settled_total", "Requests settled.", ["outcome"])
+SETTLED = Counts("darktree_gateway_settled_total", "Requests settled.", ["outcome"])
 RENEWALS_REFUSED = Counter(
     "darktree_gateway_renewals_refused_total", "Holds that expired while they were served."
 )
@@ -90,7 +90,7 @@ JOURNAL_BYTES = Gauge("darktree_gateway_journal_bytes", "Settlements in this pro
 DEAD_LETTERS = Counter("darktree_gateway_dead_letters_total", "Settlements that the ledger refused for good.")
 
 # Lanes, who waits for them, and their engines.
-IN_FLIGHT = Gauge("darktree_lane_in_flight", "Requests being served.", ["lane"])
+IN_FLIGHT = Counts("darktree_lane_in_flight", "Requests being served.", ["lane"], falls=True)
 PLACES = Gauge(
     "darktree_lane_places",
     "Requests of a lane that this process serves at once; 0 without a limit.",
@@ -150,12 +150,12 @@ OVERHEAD = OVERHEAD_SECONDS.labels()
 class OfLane:
     """What every request counts, looked up once a lane."""
 
-    prompt_tokens: Counter
-    completion_tokens: Counter
+    prompt_tokens: Count
+    completion_tokens: Count
     request_seconds: Tally
     first_token_seconds: Tally
     token_seconds: Tally
-    in_flight: Gauge
+    in_flight: Count
 
 
 @cache
@@ -171,5 +171,5 @@ def of_lane(lane: str) -> OfLane:
 
 
 @cache
-def of_answer(lane: str, status: int, code: str) -> Counter:
+def of_answer(lane: str, status: int, code: str) -> Count:
     return REQUESTS.labels(lane, str(status), code)

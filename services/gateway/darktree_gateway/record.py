@@ -72,7 +72,8 @@ class Record:
 
     def timing(self) -> str:
         """Return the phases so far as Server-Timing writes them: milliseconds."""
-        return ", ".join(f"{phase};dur={seconds * 1000:.3f}" for phase, seconds in self._phases().items())
+        phases = zip(PHASES, pairwise(self._marks), strict=False)
+        return ", ".join(f"{phase};dur={(end - start) * 1000:.3f}" for phase, (start, end) in phases)
 
     def headers(self, request_headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
         """Return what the answer's headers say of it: its key's limits, and the phases so far for whoever asks."""
@@ -105,10 +106,8 @@ class Record:
             "entry_id": self.entry_id,
             "prompt_tokens": self.tokens[0],
             "completion_tokens": self.tokens[1],
-            "phases_ms": {phase: round(seconds * 1000, 3) for phase, seconds in self._phases().items()},
-        }
-
-    def _phases(self) -> dict[str, float]:
-        return {
-            phase: end - start for phase, (start, end) in zip(PHASES, pairwise(self._marks), strict=False)
+            "phases_ms": {
+                phase: round((end - start) * 1000, 3)
+                for phase, start, end in zip(PHASES, self._marks, self._marks[1:], strict=False)
+            },
         }
