@@ -11,7 +11,8 @@ LOCK := uv pip compile --generate-hashes --no-header --no-annotate --universal -
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE ?= darktree:$(VERSION)
 CONTEXT ?= .
-BUILDER ?= $(firstword $(notdir $(shell command -v docker podman buildah)))
+# A docker without a daemon builds nothing.
+BUILDER ?= $(notdir $(shell docker info >/dev/null 2>&1 && echo docker || command -v podman || command -v buildah))
 
 .DEFAULT_GOAL := help
 .PHONY: help install up test soak check format bench peers bench-peers openapi reference dashboards vectors vllm clients kube image sbom e2e lock clean

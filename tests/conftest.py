@@ -124,7 +124,9 @@ def database(make_database: Callable[[], TestDatabase], postgres_url: str) -> It
     made = make_database()
     yield made
     with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(made.name)))
+        connection.execute(
+            sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(made.name))
+        )
 
 
 @contextmanager

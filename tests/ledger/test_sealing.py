@@ -154,6 +154,7 @@ async def test_a_sealer_that_lost_its_lock_unawares_cannot_go_on(
         await log._connection.execute("SELECT pg_advisory_unlock_all()")
         assert await take_lock(other)
         await (await Log.open(other, [KEY])).seal(1)
+        await other.execute("SELECT pg_advisory_unlock_all()")  # closing would release it a moment later
     with pytest.raises(LogError, match="somebody else has sealed"):
         await log.seal()
     log = await opened()

@@ -9,12 +9,13 @@ import json
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import orjson
-from kubernetes.aio import config as kubernetes_config
-from kubernetes.aio.client import Configuration
+
+if TYPE_CHECKING:
+    from kubernetes.aio.client import Configuration
 
 REQUEST_TIMEOUT_SECONDS = 30.0
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -229,7 +230,7 @@ class Cluster:
             self._configuration = None
         return answer
 
-    async def _connected(self) -> tuple[Configuration, aiohttp.ClientSession]:
+    async def _connected(self) -> "tuple[Configuration, aiohttp.ClientSession]":
         if self._configuration is None:
             self._configuration = await _credentials(self._kubeconfig, self._context)
             self._ssl = _tls(self._configuration)
@@ -241,8 +242,12 @@ class Cluster:
         return self._configuration, self._session
 
 
-async def _credentials(kubeconfig: str | None, context: str | None) -> Configuration:
+async def _credentials(kubeconfig: str | None, context: str | None) -> "Configuration":
     """Read the kubeconfig that is named, else the one around, else what a pod is given."""
+    # Here, because it takes a good part of a second that commands which ask no cluster need not wait for.
+    from kubernetes.aio import config as kubernetes_config
+    from kubernetes.aio.client import Configuration
+
     configuration = Configuration()
     try:
         if kubeconfig is None and context is None:
@@ -259,7 +264,7 @@ async def _credentials(kubeconfig: str | None, context: str | None) -> Configura
     return configuration
 
 
-def _tls(configuration: Configuration) -> ssl.SSLContext | bool:
+def _tls(configuration: "Configuration") -> ssl.SSLContext | bool:
     if not configuration.host.startswith("https"):
         return True
     context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
