@@ -1,28 +1,19 @@
 """The dashboards: current, and each query about metrics and labels that the services and engines really have."""
 
-import importlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import exposed
 import pytest
 import yaml
 from darktree_dashboards.boards import documents
-from prometheus_client import REGISTRY
 
 from darktree_simulator.metrics import EngineMetrics
 
 ROOT = Path(__file__).resolve().parent.parent
 CHART = ROOT / "charts" / "darktree"
-METRICS = (
-    "darktree_kit.metrics",
-    "darktree_ledger.metrics",
-    "darktree_ledger.sealer_metrics",
-    "darktree_billing.metrics",
-    "darktree_gateway.metrics",
-    "darktree_operator.metrics",
-)
 SCRAPED = {
     "instance",
     "job",
@@ -44,16 +35,7 @@ def panels() -> list[tuple[str, dict[str, Any]]]:
 
 def known_labels() -> dict[str, set[str]]:
     """Return the labels of every metric that can be asked for, by its name without a histogram's ending."""
-    for module in METRICS:
-        importlib.import_module(module)
-    found = {
-        name: set(getattr(collector, "_labelnames", ()))
-        for collector, names in REGISTRY._collector_to_names.items()
-        for name in names
-    }
-    engine = EngineMetrics("a-model")._registry
-    for collector, names in engine._collector_to_names.items():
-        found |= {name: set(getattr(collector, "_labelnames", ())) for name in names}
+    found = exposed.ours() | exposed.of(EngineMetrics("a-model")._registry)
     for file in (CHART / "rules").glob("*.yaml"):
         for group in yaml.safe_load(file.read_text())["groups"]:
             found |= {rule["record"]: {"lane"} for rule in group["rules"] if "record" in rule}

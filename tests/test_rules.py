@@ -1,6 +1,5 @@
 """The alerts: about metrics that the code has, each with a page of what to do, and seen to fire and not to."""
 
-import importlib
 import json
 import re
 import shutil
@@ -8,22 +7,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import exposed
 import pytest
 import yaml
-from prometheus_client import REGISTRY
 
 ROOT = Path(__file__).resolve().parent.parent
 RULES = ROOT / "charts" / "darktree" / "rules"
 CASES = ROOT / "tests" / "rules"
 RUNBOOKS = "docs/runbooks.md"
-METRICS = (
-    "darktree_kit.metrics",
-    "darktree_ledger.metrics",
-    "darktree_ledger.sealer_metrics",
-    "darktree_billing.metrics",
-    "darktree_gateway.metrics",
-    "darktree_operator.metrics",
-)
 OTHERS = {"kubelet_volume_stats_available_bytes", "kubelet_volume_stats_capacity_bytes"}
 OTHERS_LABELS = {"instance", "namespace", "persistentvolumeclaim"}
 PROMTOOL = shutil.which("promtool")
@@ -45,20 +36,6 @@ def cases(name: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def labels_of_metrics() -> dict[str, set[str]]:
-    """Return every sample name of our metrics with its labels."""
-    for module in METRICS:
-        importlib.import_module(module)
-    collectors = {
-        name: collector for collector, names in REGISTRY._collector_to_names.items() for name in names
-    }
-    return {
-        name: set(getattr(collector, "_labelnames", ()))
-        for name, collector in collectors.items()
-        if name.startswith("darktree_")
-    }
-
-
 def named(expression: str) -> tuple[set[str], set[str]]:
     """Return the metrics of ours, and of others, that an expression is about, those behind recorded ones included."""
     recorded = {rule["record"]: rule["expr"] for rule in rules("record")}
@@ -69,7 +46,7 @@ def named(expression: str) -> tuple[set[str], set[str]]:
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: str(rule["alert"]))
 def test_an_alert_is_about_metrics_and_labels_that_exist(rule: dict[str, Any]) -> None:
-    known = labels_of_metrics()
+    known = exposed.ours()
     ours, others = named(rule["expr"])
     assert ours | others, "an alert without a metric"
     assert ours <= set(known)

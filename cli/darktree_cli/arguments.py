@@ -1,11 +1,12 @@
-"""Turns what was typed into what a service takes, and a mistake into a usage error (exit code 2)."""
+"""Arguments that several commands take; what was typed as a service takes it, or a usage error (exit code 2)."""
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel, ValidationError
 
 Body = TypeVar("Body", bound=BaseModel)
+CustomerArgument = Annotated[str, typer.Argument(help="The customer's id.")]
 
 
 def checked(schema: type[Body], **fields: Any) -> Body:

@@ -6,7 +6,7 @@ import typer
 
 from darktree_billing.schemas import CapView, SetCap
 from darktree_cli import cap_requests
-from darktree_cli.arguments import checked
+from darktree_cli.arguments import CustomerArgument, checked
 from darktree_cli.connection import DataDirOption, administer
 from darktree_cli.output import Output, OutputOption, show_fields
 from darktree_kit import ids
@@ -21,7 +21,7 @@ app.command("decline")(cap_requests.decline)
 
 @app.command("show")
 def show(
-    customer: Annotated[str, typer.Argument(help="The customer's id.")],
+    customer: CustomerArgument,
     output: OutputOption = Output.TABLE,
     data_dir: DataDirOption = None,
 ) -> None:
@@ -31,7 +31,7 @@ def show(
 
 @app.command("set")
 def set_(
-    customer: Annotated[str, typer.Argument(help="The customer's id.")],
+    customer: CustomerArgument,
     tokens: Annotated[int, typer.Argument(min=0, help="Tokens a UTC day; 0 stops everything.")],
     reason: Annotated[str, typer.Option(help="Why; it is kept.")] = "set by an administrator",
     output: OutputOption = Output.TABLE,

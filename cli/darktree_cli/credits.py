@@ -6,7 +6,7 @@ from uuid import UUID
 import typer
 
 from darktree_billing.schemas import AdjustCredits, GrantCredits
-from darktree_cli.arguments import checked
+from darktree_cli.arguments import CustomerArgument, checked
 from darktree_cli.connection import DataDirOption, administer
 from darktree_cli.output import Output, OutputOption, dollars, show_fields
 from darktree_kit import ids
@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="Give credits, and correct balances
 
 @app.command("grant")
 def grant(
-    customer: Annotated[str, typer.Argument(help="The customer's id.")],
+    customer: CustomerArgument,
     amount: Annotated[str, typer.Option("--dollars", help="A decimal number of dollars: 50 or 12.50.")],
     reason: Annotated[str, typer.Option(help="Why; it becomes part of the ledger's entry.")],
     grant_id: Annotated[
@@ -47,7 +47,7 @@ def grant(
 
 @app.command("adjust")
 def adjust(
-    customer: Annotated[str, typer.Argument(help="The customer's id.")],
+    customer: CustomerArgument,
     amount: Annotated[str, typer.Option("--dollars", help="Dollars to add, or to take: 12.50 or -12.50.")],
     reason: Annotated[str, typer.Option(help="Why; it becomes part of the ledger's entry.")],
     adjustment_id: Annotated[

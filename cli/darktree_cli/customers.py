@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from darktree_billing.schemas import MAX_PAGE, CreateCustomer, CustomerView
-from darktree_cli.arguments import checked
+from darktree_cli.arguments import CustomerArgument, checked
 from darktree_cli.connection import DataDirOption, administer
 from darktree_cli.output import Output, OutputOption, Row, show, show_fields
 
@@ -45,7 +45,7 @@ def list_(
 
 @app.command("show")
 def show_(
-    customer: Annotated[str, typer.Argument(help="The customer's id.")],
+    customer: CustomerArgument,
     output: OutputOption = Output.TABLE,
     data_dir: DataDirOption = None,
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from darktree_billing.schemas import MAX_PAGE, CreateKey, KeyView
-from darktree_cli.arguments import checked
+from darktree_cli.arguments import CustomerArgument, checked
 from darktree_cli.connection import DataDirOption, administer
 from darktree_cli.output import Output, OutputOption, Row, show, show_fields
 
@@ -15,7 +15,7 @@ app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
 
 @app.command("create")
 def create(
-    customer: Annotated[str, typer.Argument(help="The customer's id.")],
+    customer: CustomerArgument,
     name: Annotated[str, typer.Option(help="What it is for.")] = "default",
     expires_at: Annotated[
         str | None,
@@ -33,7 +33,7 @@ def create(
 
 @app.command("list")
 def list_(
-    customer: Annotated[str, typer.Argument(help="The customer's id.")],
+    customer: CustomerArgument,
     limit: Annotated[int, typer.Option(min=1, max=MAX_PAGE, help="How many at most.")] = 100,
     after: Annotated[str | None, typer.Option(help="`next` of the page before.")] = None,
     output: OutputOption = Output.TABLE,

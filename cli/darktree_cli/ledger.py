@@ -6,6 +6,7 @@ import typer
 
 from darktree_billing.schemas import MAX_PAGE
 from darktree_cli import archive, ledger_proofs
+from darktree_cli.arguments import CustomerArgument
 from darktree_cli.connection import DataDirOption, administer
 from darktree_cli.output import Output, OutputOption, Row, dollars, show, show_fields
 from darktree_kit.ids import request_id_of
@@ -19,7 +20,7 @@ app.command("archive")(archive.command)
 
 @app.command("entries")
 def entries(
-    customer: Annotated[str, typer.Argument(help="The customer's id.")],
+    customer: CustomerArgument,
     limit: Annotated[int, typer.Option(min=1, max=MAX_PAGE, help="How many at most.")] = 20,
     after: Annotated[str | None, typer.Option(help="`next` of the page before.")] = None,
     kind: Annotated[str | None, typer.Option(help="Only grant, usage or absorbed.")] = None,
@@ -35,7 +36,7 @@ def entries(
 
 @app.command("balance")
 def balance(
-    customer: Annotated[str, typer.Argument(help="The customer's id.")],
+    customer: CustomerArgument,
     output: OutputOption = Output.TABLE,
     data_dir: DataDirOption = None,
 ) -> None:

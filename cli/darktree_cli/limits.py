@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from darktree_billing.schemas import LimitsView, RequestLimits
-from darktree_cli.arguments import checked
+from darktree_cli.arguments import CustomerArgument, checked
 from darktree_cli.connection import DataDirOption, administer
 from darktree_cli.output import Output, OutputOption, show_fields
 
@@ -14,7 +14,7 @@ app = typer.Typer(no_args_is_help=True, help="Show and set how many requests a c
 
 @app.command("show")
 def show(
-    customer: Annotated[str, typer.Argument(help="The customer's id.")],
+    customer: CustomerArgument,
     output: OutputOption = Output.TABLE,
     data_dir: DataDirOption = None,
 ) -> None:
@@ -24,7 +24,7 @@ def show(
 
 @app.command("set")
 def set_(
-    customer: Annotated[str, typer.Argument(help="The customer's id.")],
+    customer: CustomerArgument,
     per_minute: Annotated[
         int | None,
         typer.Option(min=0, help="Requests a minute; 0 without a limit; as the plan says if absent."),

@@ -15,7 +15,7 @@ from darktree_billing.payments_schemas import (
     SetFrozen,
 )
 from darktree_billing.schemas import MAX_PAGE
-from darktree_cli.arguments import checked
+from darktree_cli.arguments import CustomerArgument, checked
 from darktree_cli.connection import DataDirOption, administer
 from darktree_cli.output import Output, OutputOption, Row, dollars, show, show_fields
 from darktree_kit import ids
@@ -26,7 +26,6 @@ CustomerOption = Annotated[str | None, typer.Option("--customer", help="Only thi
 LimitOption = Annotated[int, typer.Option(min=1, max=MAX_PAGE, help="How many at most.")]
 AfterOption = Annotated[str | None, typer.Option(help="`next` of the page before.")]
 OrderArgument = Annotated[str, typer.Argument(help="The order's id.")]
-CustomerArgument = Annotated[str, typer.Argument(help="The customer's id.")]
 ReasonOption = Annotated[str, typer.Option(help="Why; it is kept.")]
 
 

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 import orjson
 import typer
 
+from darktree_cli.arguments import CustomerArgument
 from darktree_cli.connection import DataDirOption
 from darktree_cli.ledger_proofs import fetch
 from darktree_cli.output import Output, OutputOption, dollars, show_fields
 
 app = typer.Typer(no_args_is_help=True, help="Show, export and verify statements.")
-CustomerArgument = Annotated[str, typer.Argument(help="The customer's id.")]
 PeriodArgument = Annotated[str, typer.Argument(help="UTC days: 2026-11, or 2026-11-01_2026-11-15.")]
 FORMATS = ("json", "csv", "pdf")
 
