@@ -7,7 +7,7 @@ its SHA-256, and the newest checkpoint of the log that is in it, by which a rest
 import asyncio
 import hashlib
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,11 +20,14 @@ from darktree_cli.connection import DataDirOption, find
 from darktree_cli.output import Output, OutputOption, show_fields
 from darktree_cli.settings import Settings
 from darktree_cli.state import write_private
+from darktree_kit import clock
 from darktree_kit.errors import ApiError
 from darktree_kit.version import VERSION
 
 OWNER = "darktree_owner"
 FORMAT = "darktree-backup-v1"
+NAME = "darktree-%Y-%m-%dT%H-%M-%SZ"  # of a backup in a folder: names sort as time does
+ABANDONED = timedelta(days=1)
 FileArgument = Annotated[Path, typer.Argument(dir_okay=False, help="The backup's file.")]
 
 
@@ -33,7 +36,15 @@ class BackupError(Exception):
 
 
 def backup(
-    file: FileArgument,
+    file: Annotated[
+        Path, typer.Argument(help="The backup's file; in a folder, one that is named by the time.")
+    ],
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="In a folder: once this backup is whole, delete all but the newest so many."
+        ),
+    ] = None,
     record: Annotated[
         bool, typer.Option(help="Tell billing, so that alerts know when the last backup was.")
     ] = True,
@@ -46,8 +57,15 @@ def backup(
     that runs here. Secrets, keys and anchors are not in it.
     """
     settings = Settings()
+    folder = file if file.is_dir() else None
+    if keep is not None and folder is None:
+        raise typer.BadParameter("is for backups into a folder", param_hint="--keep")
+    if folder is not None:
+        file = folder / clock.utc_now().strftime(NAME)
     try:
         manifest = _dump(_database_url(settings, data_dir), file)
+        if folder is not None and keep is not None:
+            _delete_all_but(keep, folder)
     except (BackupError, postgres_tools.ToolFailed) as error:
         raise _ended(error) from error
     if record:
@@ -128,6 +146,21 @@ def _dump(url: str, file: Path) -> dict[str, Any]:
         beside.unlink(missing_ok=True)
     write_private(_manifest(file), manifest)
     return manifest
+
+
+def _delete_all_but(newest: int, folder: Path) -> None:
+    """Delete older backups that were named here, and what one that was killed left behind."""
+    abandoned = (clock.utc_now() - ABANDONED).timestamp()
+    try:
+        for part in folder.glob(".darktree-*Z.part"):
+            if part.stat().st_mtime < abandoned:
+                part.unlink()
+        for old in sorted(folder.glob("darktree-*Z"))[:-newest]:
+            if _manifest(old).exists():
+                old.unlink()
+                _manifest(old).unlink()
+    except OSError as error:
+        raise BackupError(f"{folder}: older backups cannot be deleted: {error.strerror}") from error
 
 
 def _load(url: str, file: Path) -> None:

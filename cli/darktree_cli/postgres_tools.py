@@ -28,9 +28,11 @@ def run(name: str, server_version: int, url: str, *words: str) -> None:
         for option in options
         if option.val is not None and option.envvar is not None
     }
+    tool = _tool(name, server_version)
+    library = _library_with_tls(tool) if where.get("PGSSLMODE", "disable") != "disable" else {}
     ran = subprocess.run(  # noqa: S603 (Postgres' own program)
-        [str(_tool(name, server_version)), "--no-password", *words],
-        env={**inherited_environment(services=False), **where},
+        [str(tool), "--no-password", *words],
+        env={**inherited_environment(services=False), **where, **library},
         capture_output=True,
         text=True,
     )
@@ -47,6 +49,19 @@ def _tool(name: str, server_version: int) -> Path:
             f"There is no {name} for Postgres {server_version} here: install postgresql-client-{server_version}"
         )
     return found[min(found)]
+
+
+def _library_with_tls(tool: Path) -> dict[str, str]:
+    """Have a tool of the wheel's, which was built without TLS, use the driver's libpq, which has it."""
+    from darktree_cli.postgres import all_binaries
+
+    if tool.parent not in all_binaries().values():
+        return {}
+    import psycopg_binary  # type: ignore[import-untyped]
+
+    libraries = Path(psycopg_binary.__file__).parents[1] / "psycopg_binary.libs"
+    found = next(libraries.glob("libpq-*"), None)
+    return {} if found is None else {"LD_PRELOAD": str(found)}
 
 
 def _candidates(name: str) -> Iterator[Path]:

@@ -1,6 +1,7 @@
 """Administration through the command line, on a running platform."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -92,6 +93,20 @@ def test_the_doctor_names_every_part_and_finds_all_well(platform: Running) -> No
     assert len([what for what in looked_at if what.startswith("lane-")]) == 3
 
 
+def test_backups_in_a_folder_are_named_by_the_time_and_only_the_newest_are_kept(
+    platform: Running, tmp_path: Path
+) -> None:
+    older = [f"darktree-2020-01-0{day}T02-17-00Z" for day in (1, 2, 3)]
+    (tmp_path / "somebody's").touch()
+    abandoned, running = (tmp_path / f".darktree-2020-01-0{day}T02-17-00Z.part" for day in (1, 2))
+    for path in (abandoned, running, *(tmp_path / f"{name}{end}" for name in older for end in ("", ".json"))):
+        path.touch()
+    os.utime(abandoned, (0, 0))
+    made = Path(platform.json("backup", str(tmp_path), "--keep", "2", "--no-record")["file"]).name
+    kept = {"somebody's", running.name, older[-1], f"{older[-1]}.json", made, f"{made}.json"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
 def test_a_refusal_ends_with_one_and_says_why(platform: Running) -> None:
     for words in (
         ("customers", "show", "nobody"),
@@ -121,6 +136,7 @@ def test_a_refusal_ends_with_one_and_says_why(platform: Running) -> None:
         ("up", "--gateways", "0"),
         ("up", "--engine", "abacus"),
         ("migrate",),
+        ("backup", "no-folder", "--keep", "2"),
     ],
 )
 def test_a_command_used_wrongly_ends_with_two(words: tuple[str, ...]) -> None:

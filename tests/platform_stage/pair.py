@@ -39,6 +39,14 @@ class Server:
     def url(self) -> str:
         return f"postgresql://{ADMIN}@{HOST}:{self.port}/postgres"
 
+    def make(self, authentication: str = "trust", password_file: Path | None = None) -> None:
+        """Make what it serves; its administrator has the password of the file, where one is named."""
+        words = [] if password_file is None else [f"--pwfile={password_file}"]
+        _run(
+            "initdb", "-D", str(self.data), "-A", authentication, "-U", ADMIN,
+            "-E", "UTF8", "--no-locale", *words,
+        )  # fmt: skip
+
     def start(self, *settings: str) -> None:
         words = [
             f"-c {setting}"
@@ -82,7 +90,7 @@ class Pair:
         return f"postgresql://{ADMIN}@{hosts}/postgres?target_session_attrs=read-write"
 
     def start(self) -> None:
-        _run("initdb", "-D", str(self.primary.data), "-A", "trust", "-U", ADMIN, "-E", "UTF8", "--no-locale")
+        self.primary.make()
         self.primary.start()
         source = f"host={HOST} port={self.primary.port} user={ADMIN} application_name=standby"
         _run("pg_basebackup", "-D", str(self.standby.data), "-d", source, "-R", "-X", "stream", "-c", "fast")
@@ -100,18 +108,32 @@ class Pair:
 
 @contextmanager
 def running_pair() -> Iterator[Pair]:
+    with home_of_a_server() as home:
+        pair = Pair(home)
+        try:
+            pair.start()
+            yield pair
+        finally:
+            for server in (pair.standby, pair.primary):
+                server.stop()
+
+
+@contextmanager
+def home_of_a_server() -> Iterator[Path]:
+    """Make a folder in which whoever runs servers may write; it is gone afterwards."""
     home = Path(mkdtemp(prefix="dt-"))
+    give_to_the_server(home)
+    try:
+        yield home
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def give_to_the_server(*paths: Path) -> None:
     account = _account()
     if account is not None:
-        os.chown(home, account.pw_uid, account.pw_gid)
-    pair = Pair(home)
-    try:
-        pair.start()
-        yield pair
-    finally:
-        for server in (pair.standby, pair.primary):
-            server.stop()
-        shutil.rmtree(home, ignore_errors=True)
+        for path in paths:
+            os.chown(path, account.pw_uid, account.pw_gid)
 
 
 def _run(program: str, *words: str) -> None:
