@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from rendered import pod_templates
 from schemas import problem_of
 
 Object = dict[str, Any]
@@ -17,6 +18,12 @@ ROUTE: Object = {
     "hosts": {"api": "api.example.com", "console": "console.example.com"},
     "httpRoute": {"parentRefs": [{"name": "public", "namespace": "gateways"}]},
 }
+# How an object names another: what a volume is, and fields that are names.
+VOLUMES = {
+    "configMap": ("ConfigMap", "name"),
+    "persistentVolumeClaim": ("PersistentVolumeClaim", "claimName"),
+}
+NAMES = {"serviceAccountName": "ServiceAccount", "serviceName": "Service"}
 EXTERNAL: Object = {
     "database": {
         "url": "postgresql://db.example:5432/darktree?sslmode=verify-full",
@@ -48,6 +55,16 @@ MATRIX: dict[str, Object] = {
             "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
             "dashboards": {"enabled": True, "annotations": {"folder": "Darktree"}},
             "scrapeAnnotations": True,
+        }
+    },
+    "backups on a volume of the chart's": {"backup": {"enabled": True, "storage": {"className": "slow"}}},
+    "backups on a volume of ours, of an external database": EXTERNAL
+    | {"backup": {"enabled": True, "existingClaim": "ours", "schedule": "@hourly"}},
+    "traces": {
+        "tracing": {
+            "endpoint": "https://collector.example",
+            "share": 0.05,
+            "header": {"existingSecret": "collector"},
         }
     },
     "autoscaling": {"gateway": {"autoscaling": {"enabled": True}}},
@@ -128,8 +145,11 @@ def test_no_two_objects_have_one_name_and_all_but_the_shared_stand_in_the_releas
 def test_every_reference_leads_to_an_object_or_to_a_secret_that_the_values_name(
     everything: dict[str, list[Object]],
 ) -> None:
-    given = {"ours", "stripe", "mail", "anchors", "owner", "authority", "pull"}
-    given |= {f"darktree-{name}" for name in ("database-owner", "database-ca", "stripe", "mail", "anchors")}
+    given = {"ours", "collector", "stripe", "mail", "anchors", "owner", "authority", "pull"}
+    given |= {
+        f"darktree-{name}"
+        for name in ("database-owner", "database-ca", "stripe", "mail", "anchors", "backups")
+    }
     for name, objects in everything.items():
         made = {(each["kind"], each["metadata"]["name"]) for each in objects}
         for document in objects:
@@ -139,12 +159,7 @@ def test_every_reference_leads_to_an_object_or_to_a_secret_that_the_values_name(
 
 def test_every_selector_finds_the_pods_that_it_means(everything: dict[str, list[Object]]) -> None:
     for name, objects in everything.items():
-        pods = [
-            each["spec"]["template"]["metadata"]["labels"]
-            for each in objects
-            if "template" in each.get("spec", {})
-        ]
-        pods += [each["metadata"]["labels"] for each in objects if each["kind"] == "Pod"]
+        pods = [template["metadata"]["labels"] for template in pod_templates(objects)]
         for document in objects:
             for selector in _selectors(document):
                 assert any(selector.items() <= labels.items() for labels in pods), (
@@ -163,23 +178,22 @@ def test_the_definition_of_lanes_is_the_one_that_the_project_has(render: Render)
 
 
 def _references(document: Any) -> Iterator[tuple[str, str]]:
-    """Every ConfigMap, Secret, ServiceAccount and Service that an object names."""
+    """Every ConfigMap, Secret, ServiceAccount, Service and claim that an object names."""
     if isinstance(document, dict):
         for key, value in document.items():
             if key in {"secretKeyRef", "configMapKeyRef"}:
                 yield ("Secret" if key.startswith("secret") else "ConfigMap"), value["name"]
             elif key == "secret" and isinstance(value, dict) and "secretName" in value:
                 yield "Secret", value["secretName"]
-            elif key == "configMap" and isinstance(value, dict):
-                yield "ConfigMap", value["name"]
-            elif key == "serviceAccountName":
-                yield "ServiceAccount", value
+            elif key in VOLUMES and isinstance(value, dict):
+                kind, name = VOLUMES[key]
+                yield kind, value[name]
+            elif key in NAMES:
+                yield NAMES[key], value
             elif key == "backendRefs":
                 yield from (("Service", each["name"]) for each in value)
             elif key == "service" and isinstance(value, dict) and "port" in value and "name" in value:
                 yield "Service", value["name"]
-            elif key == "serviceName":
-                yield "Service", value
             else:
                 yield from _references(value)
     elif isinstance(document, list):

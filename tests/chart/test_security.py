@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from rendered import pod_templates
 
 Object = dict[str, Any]
 Render = Callable[..., list[Object]]
@@ -22,11 +23,17 @@ COMPONENTS = {
 }
 
 
-@pytest.fixture(scope="module", params=["nothing", "production", "trial"])
+MORE: Object = {
+    "backup": {"enabled": True},
+    "tracing": {"endpoint": "http://collector:4318", "header": {"existingSecret": "collector"}},
+}
+
+
+@pytest.fixture(scope="module", params=["nothing", "production", "trial", "more"])
 def objects(
     request: pytest.FixtureRequest, render: Render, production: Object, trial: Object
 ) -> list[Object]:
-    return render({"nothing": {}, "production": production, "trial": trial}[request.param])
+    return render({"nothing": {}, "production": production, "trial": trial, "more": MORE}[request.param])
 
 
 def test_every_pod_is_restricted_and_cannot_write_its_root(objects: list[Object]) -> None:
@@ -54,7 +61,7 @@ def test_every_container_has_requests_a_memory_limit_and_every_server_its_probes
         for container in pod["containers"]:
             assert {"cpu", "memory"} <= set(container["resources"]["requests"]), name
             assert "memory" in container["resources"]["limits"], name
-            if name not in {"migrate", "selftest", "stripe"}:
+            if name not in {"migrate", "selftest", "stripe", "backup"}:
                 assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(container), name
 
 
@@ -70,7 +77,7 @@ def test_only_the_operator_and_the_gateways_can_talk_to_kubernetes(objects: list
 
 
 def test_no_secret_stands_outside_a_secret(objects: list[Object]) -> None:
-    sensitive = re.compile(r"TOKEN|PASSWORD|PEPPER|API_KEY|WEBHOOK_SECRET|SMTP_URL|S3_SECRET|ANCHOR_HEADER")
+    sensitive = re.compile(r"TOKEN|PASSWORD|PEPPER|API_KEY|WEBHOOK_SECRET|SMTP_URL|S3_SECRET|_HEADER")
     for name, pod in _pods(objects):
         for variable in (each for container in pod["containers"] for each in container["env"]):
             if sensitive.search(variable["name"]):
@@ -148,6 +155,51 @@ def test_every_pod_of_the_release_has_a_policy_and_the_database_admits_only_who_
     assert all("from" in rule for rule in ledger)
 
 
+def test_a_backup_reaches_the_database_and_billing_and_nothing_else_and_nobody_reaches_it(
+    render: Render,
+) -> None:
+    objects = render({"backup": {"enabled": True}})
+    policies = {each["metadata"]["name"]: each["spec"] for each in objects if each["kind"] == "NetworkPolicy"}
+    assert not policies["darktree-backup"]["ingress"]
+    ports = [[port["port"] for port in rule["ports"]] for rule in policies["darktree-backup"]["egress"]]
+    assert ports == [[53, 53], [5432], [8080]]
+    for name in ("postgres", "billing"):
+        peers = policies[f"darktree-{name}"]["ingress"][0]["from"]
+        assert "darktree-backup" in json.dumps(peers)
+    pod = dict(_pods(objects))["backup"]
+    (url,) = [each["value"] for each in pod["containers"][0]["env"] if each["name"] == "DATABASE_URL"]
+    assert url.startswith("postgresql://darktree_migrator:$(DATABASE_PASSWORD)@")
+    claim = next(each for each in objects if each["kind"] == "PersistentVolumeClaim")
+    assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    assert not [each for each in render() if each["kind"] in {"CronJob", "PersistentVolumeClaim"}]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [("http://collector:4318", 4318), ("https://otel.example/in", 443), ("http://collector", 80)],
+)
+def test_traces_are_off_and_where_they_go_may_be_reached_by_who_sends_them(
+    endpoint: str, port: int, render: Render
+) -> None:
+    def reached(objects: list[Object]) -> set[str]:
+        policies = [each for each in objects if each["kind"] == "NetworkPolicy"]
+        wanted = {"ports": [{"port": port, "protocol": "TCP"}]}
+        return {each["metadata"]["name"] for each in policies if wanted in each["spec"]["egress"]}
+
+    senders = {"gateway", "ledger", "billing", "worker"}
+    off, on = render(), render({"tracing": {"endpoint": endpoint, "share": 0.25}})
+    assert "OTLP" not in json.dumps(off)
+    assert reached(on) >= {f"darktree-{name}" for name in senders}
+    if port != 443:  # which others use as well
+        assert reached(on) == {f"darktree-{name}" for name in senders}
+        assert not reached(off)
+    for name, pod in _pods(on):
+        env = {each["name"]: each.get("value") for each in pod["containers"][0]["env"]}
+        prefix = "BILLING" if name == "worker" else name.upper()
+        assert env.get(f"DARKTREE_{prefix}_OTLP_ENDPOINT") == (endpoint if name in senders else None)
+        assert env.get(f"DARKTREE_{prefix}_TRACE_SHARE") == ("0.25" if name in senders else None)
+
+
 def test_a_gateway_may_finish_what_it_serves_before_it_is_killed(render: Render) -> None:
     for seconds in (60, 900):
         objects = render({"gateway": {"drainSeconds": seconds}})
@@ -171,8 +223,5 @@ def test_a_gateway_may_finish_what_it_serves_before_it_is_killed(render: Render)
 
 
 def _pods(objects: list[Object]) -> Iterator[tuple[str, Object]]:
-    for each in objects:
-        if each["kind"] == "Pod":
-            yield each["spec"]["containers"][0]["name"], each["spec"]
-        elif "template" in each.get("spec", {}):
-            yield each["spec"]["template"]["spec"]["containers"][0]["name"], each["spec"]["template"]["spec"]
+    for template in pod_templates(objects):
+        yield template["spec"]["containers"][0]["name"], template["spec"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from rendered import pod_templates
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "darktree"
@@ -37,6 +38,12 @@ REFUSED: list[tuple[Object, str]] = [
     ({"lanes": {"namespace": "Lanes"}}, "/lanes/namespace"),
     ({"sealer": {"anchors": ["file:///anchors"]}}, "/sealer/anchors/0"),
     ({"teamEmails": ["nobody"]}, "/teamEmails/0"),
+    ({"backup": {"schedule": "every night"}}, "/backup/schedule"),
+    ({"backup": {"keep": 0}}, "/backup/keep"),
+    ({"tracing": {"endpoint": "collector:4318"}}, "/tracing/endpoint"),
+    ({"tracing": {"endpoint": "http://user:secret@collector:4318"}}, "/tracing/endpoint"),
+    ({"tracing": {"share": 2}}, "/tracing/share"),
+    ({"database": {"limitGiB": "40Gi"}}, "/database/limitGiB"),
     ({"networkPolicy": {"ingressFrom": [{}]}}, "/networkPolicy/ingressFrom/0"),
 ]
 
@@ -65,7 +72,9 @@ def test_every_variable_that_the_chart_sets_is_a_setting_that_exists(
         re.findall(r"^\| `([A-Z0-9_]+)` \|", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
     )
     helpers = {"DATABASE_PASSWORD", "STAND_IN_API_KEY", "STAND_IN_WEBHOOK_SECRET"}
-    for values in ({}, production, trial):
+    more = {"backup": {"enabled": True}, "database": {"limitGiB": 40}}
+    more["tracing"] = {"endpoint": "http://c:4318", "header": {"existingSecret": "c"}}
+    for values in ({}, production, trial, more):
         for container in _containers(render(values)):
             names = [variable["name"] for variable in container["env"]]
             assert set(names) - helpers <= known
@@ -99,6 +108,26 @@ def test_services_log_in_as_their_own_roles_and_to_a_real_database_over_tls_that
             assert urls[name].startswith(f"postgresql://darktree_{role}:$(DATABASE_PASSWORD)@")
             assert ("sslmode=verify-full" in urls[name]) is external
             assert urls[name].endswith("&sslrootcert=/etc/darktree/postgres/ca.crt") is external
+
+
+@pytest.mark.parametrize(
+    ("values", "limit"),
+    [
+        ({}, 10 * 2**30),
+        ({"database": {"bundled": {"storage": {"size": "500M"}}}}, None),
+        ({"database": {"limitGiB": 2048}}, 2048 * 2**30),
+        ({"database": {"url": "postgresql://db.example/x", "owner": {"existingSecret": "owner"}}}, None),
+    ],
+    ids=["the trial's volume", "a volume in other words", "a number", "one's own, unsaid"],
+)
+def test_the_ledger_knows_how_large_its_database_may_become(
+    values: Object, limit: int | None, render: Render
+) -> None:
+    ledger = next(each for each in _containers(render(values)) if each["name"] == "ledger")
+    given = [
+        each["value"] for each in ledger["env"] if each["name"] == "DARKTREE_LEDGER_DATABASE_LIMIT_BYTES"
+    ]
+    assert given == ([] if limit is None else [str(limit)])
 
 
 def test_migrations_come_before_an_upgrade_and_beside_the_first_install(render: Render) -> None:
@@ -151,5 +180,4 @@ def test_rules_and_dashboards_that_lie_in_the_chart_are_installed_whole(render: 
 
 
 def _containers(objects: list[Object]) -> list[Object]:
-    templates = [each["spec"]["template"] for each in objects if "template" in each.get("spec", {})]
-    return [container for template in templates for container in template["spec"]["containers"]]
+    return [container for template in pod_templates(objects) for container in template["spec"]["containers"]]

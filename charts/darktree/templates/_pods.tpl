@@ -135,6 +135,21 @@ livenessProbe:
 {{- end }}
 {{- end -}}
 
+{{/* Where a component's traces go, when they go anywhere. Takes a dict: root, prefix. */}}
+{{- define "darktree.tracingEnv" -}}
+{{- $prefix := .prefix -}}
+{{- with .root.Values.tracing -}}
+{{- if .endpoint -}}
+- {name: DARKTREE_{{ $prefix }}_OTLP_ENDPOINT, value: {{ .endpoint | quote }}}
+- {name: DARKTREE_{{ $prefix }}_TRACE_SHARE, value: {{ .share | toString | quote }}}
+{{- if .header.existingSecret }}
+- name: DARKTREE_{{ $prefix }}_OTLP_HEADER
+  valueFrom: {secretKeyRef: {name: {{ .header.existingSecret }}, key: {{ .header.key }}}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* The URL of Postgres for a role, with the password left to the environment. Takes a dict: root, role. */}}
 {{- define "darktree.databaseUrl" -}}
 {{- $place := "" -}}
