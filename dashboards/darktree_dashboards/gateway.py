@@ -7,6 +7,7 @@ REQUESTS = "darktree_gateway_requests_total"
 SERVED = f'{REQUESTS}{{{LANE}, status!~"4.."}}'
 FAILED = f'{REQUESTS}{{{LANE}, status=~"5..|200", code!="ok"}}'
 RATE = "[$__rate_interval]"
+NOTHING = f"0 * sum by (lane) (darktree_lane_in_flight{{{LANE}}})"  # of every lane: where none failed, no rate is known
 
 
 def sections() -> list[Section]:
@@ -76,7 +77,9 @@ def _rate_errors_duration() -> Section:
             lines(
                 "Errors by code",
                 "Everything that was not answered as asked, by the code that clients see.",
-                Query(f'sum by (code) (rate({REQUESTS}{{{LANE}, code!="ok"}}{RATE}))', "{{code}}"),
+                Query(
+                    f'sum by (code) (rate({REQUESTS}{{{LANE}, code!="ok"}}{RATE})) or vector(0)', "{{code}}"
+                ),
                 unit="reqps",
                 stacked=True,
             ),
@@ -150,13 +153,13 @@ def _promises() -> Section:
             lines(
                 "Error budget, last hour",
                 "How many times faster than allowed: 1 uses a month's budget within a month, 14.4 pages.",
-                Query(f"darktree:failed_requests:ratio_rate1h{{{LANE}}} / 0.001", "{{lane}}"),
+                Query(f"darktree:failed_requests:ratio_rate1h{{{LANE}}} / 0.001 or {NOTHING}", "{{lane}}"),
                 limit=14.4,
             ),
             lines(
                 "First-token budget, last hour",
                 "The same of answers that take more than 2.5 s to begin.",
-                Query(f"darktree:slow_first_tokens:ratio_rate1h{{{LANE}}} / 0.01", "{{lane}}"),
+                Query(f"darktree:slow_first_tokens:ratio_rate1h{{{LANE}}} / 0.01 or {NOTHING}", "{{lane}}"),
                 limit=14.4,
             ),
             lines(
@@ -178,7 +181,7 @@ def _engines() -> Section:
                 "Failures",
                 "Of engines, by reason.",
                 Query(
-                    f"sum by (lane, reason) (rate(darktree_gateway_upstream_errors_total{{{LANE}}}{RATE}))",
+                    f"sum by (lane, reason) (rate(darktree_gateway_upstream_errors_total{{{LANE}}}{RATE})) or vector(0)",
                     "{{lane}} {{reason}}",
                 ),
             ),

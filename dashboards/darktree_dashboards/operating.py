@@ -81,7 +81,10 @@ def _work() -> Section:
             lines(
                 "Put back",
                 "Objects in an hour, by kind.",
-                Query("sum by (kind) (increase(darktree_operator_drift_corrected_total[1h]))", "{{kind}}"),
+                Query(
+                    "sum by (kind) (increase(darktree_operator_drift_corrected_total[1h])) or vector(0)",
+                    "{{kind}}",
+                ),
                 stacked=True,
             ),
             lines(

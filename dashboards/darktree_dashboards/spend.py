@@ -126,7 +126,7 @@ def _refused() -> Section:
                 "Refused by the ledger",
                 "Requests a second, by reason: the daily cap, the balance, or the customer's own running requests.",
                 Query(
-                    "sum by (reason) (rate(darktree_gateway_holds_refused_total[$__rate_interval]))",
+                    "sum by (reason) (rate(darktree_gateway_holds_refused_total[$__rate_interval])) or vector(0)",
                     "{{reason}}",
                 ),
                 stacked=True,

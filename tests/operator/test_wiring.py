@@ -1,10 +1,12 @@
 """How kopf's handlers and the operator are wired: `kopf.operator` in the test's own loop, against kmock."""
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import aiohttp
 import kopf
 import pytest
 import yaml
+from asked import of_what_happened, questions
 from kmock import ResourceInfo, Server, resource
 from mock_api import APPLY, MockApi
+from prometheus_server import ABSENT, BINARY, Prometheus, scraping
 from scenes import lane, until
 
 from darktree_kit.cluster import Cluster
@@ -57,6 +61,46 @@ class Wired:
             for asked in self.api.asked
             if asked.resource == DEPLOYMENTS and asked.headers.get("Content-Type") == APPLY
         ]
+
+    async def play(self, name: str, *, placed: bool) -> None:
+        """Be the controller and the kubelet of a Deployment: its one pod has found a GPU and serves, or waits."""
+        path = f"/apis/apps/v1/namespaces/default/deployments/{name}"
+        deployment = await (await self.api.get(path)).json()
+        template = deployment["spec"]["template"]
+        metadata = {"name": f"{name}-pod", "labels": dict(template["metadata"]["labels"])}
+        began = datetime.now(UTC) - timedelta(seconds=20)
+        times = {
+            "created": began,
+            "placed": began + timedelta(seconds=2),
+            "started": began + timedelta(seconds=8),
+            "ready": began + timedelta(seconds=19),
+        }
+        at = {what: f"{time:%Y-%m-%dT%H:%M:%SZ}" for what, time in times.items()}
+        if placed:
+            conditions = [
+                {"type": "PodScheduled", "status": "True", "lastTransitionTime": at["placed"]},
+                {"type": "Ready", "status": "True", "lastTransitionTime": at["ready"]},
+            ]
+            engine = {"name": "engine", "ready": True, "state": {"running": {"startedAt": at["started"]}}}
+            status = {"phase": "Running", "podIP": "10.244.0.7", "containerStatuses": [engine]}
+        else:
+            says = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+            conditions = [
+                {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": says}
+                | {"lastTransitionTime": at["placed"]}
+            ]
+            status = {"phase": "Pending"}
+        pod = {
+            "metadata": metadata | {"creationTimestamp": at["created"]},
+            "spec": dict(template["spec"]) | ({"nodeName": "node"} if placed else {}),
+            "status": status | {"conditions": conditions},
+        }
+        (await self.api.post("/api/v1/namespaces/default/pods", json=pod)).raise_for_status()
+        ready = int(placed)
+        counts = {"replicas": 1, "updatedReplicas": 1, "readyReplicas": ready, "availableReplicas": ready}
+        said = {"status": {"observedGeneration": deployment["metadata"].get("generation", 1), **counts}}
+        merge = {"Content-Type": "application/merge-patch+json"}
+        (await self.api.patch(f"{path}/status", json=said, headers=merge)).raise_for_status()
 
 
 Start = Callable[..., Any]
@@ -161,6 +205,44 @@ async def test_a_deleted_lane_is_forgotten(start: Start) -> None:
         await _applies(wired, "one")
         await wired.api.delete(f"{LANES_PATH}/one")
         await _says(wired, lambda status, said: status == 200 and said["reconciling"]["lanes"] == 0)
+
+
+@pytest.mark.skipif(BINARY is None, reason=ABSENT)
+async def test_every_panel_about_the_operator_and_its_lanes_has_data(start: Start, tmp_path: Path) -> None:
+    port = _free_port()
+    targets = tmp_path / "targets.json"
+    targets.write_text(json.dumps([{"targets": [f"127.0.0.1:{port}"], "labels": {"part": "operator"}}]))
+    gpu = {
+        "engine": {"kind": "VLLM", "contextLength": 4096},
+        "model": {"source": "pvc://models/tiny"},
+        "accelerator": {"class": "nvidia-l4"},
+    }
+    async with start(metrics_port=str(port), resync_seconds="1") as wired:
+        for name in ("fits", "waits"):
+            await wired.create(lane(name, **gpu))
+        await _applies(wired, "fits", "waits")
+        await wired.play("fits", placed=True)
+        await wired.play("waits", placed=False)
+        with scraping(targets) as prometheus:
+            await until("something to be put back", lambda: _meddled(wired, prometheus), 30)
+            wired.api["patch", DEPLOYMENTS] << 503  # looks at a lane that comes now fail
+            await wired.create(lane("fails"))
+            boards = ("operator", "lanes")
+            queries = [query for board in boards for _, query in questions(board, of_the_operator=True)]
+            for query in queries:
+
+                async def told(query: str = of_what_happened(query)) -> bool:
+                    return await asyncio.to_thread(prometheus.told, query)
+
+                await until(f"data of {query}", told, 30)
+
+
+async def _meddled(wired: Wired, prometheus: Prometheus) -> bool:
+    """Change what the operator says, as somebody else would; return whether it was told of that."""
+    path = "/apis/apps/v1/namespaces/default/deployments/fits"
+    headers = {"Content-Type": "application/merge-patch+json"}
+    await wired.api.patch(path, json={"spec": {"progressDeadlineSeconds": 77}}, headers=headers)
+    return await asyncio.to_thread(prometheus.told, "darktree_operator_drift_corrected_total")
 
 
 async def test_the_probe_over_http_fails_when_what_must_be_read_cannot_be(start: Start) -> None:
