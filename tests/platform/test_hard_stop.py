@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import psycopg
 import pytest
+from prometheus_server import ABSENT, BINARY, Prometheus, scraping
 from psycopg.rows import dict_row
 
 # What tests/platform/conftest.py makes, which cannot be imported.
@@ -47,8 +48,19 @@ LONG_TOKENS = 600
 
 @pytest.fixture(scope="module")
 def platform(started: Any) -> Iterator[Platform]:
-    """Two gateways before two fast lanes."""
-    with started({"fast": 2000, "slow": 1000}, gateways=2) as running:
+    """Two gateways before two fast lanes, and a ledger that looks for breaches all the time."""
+    settings = {"DARKTREE_LEDGER_STANDING_SECONDS": "0.2"}
+    with started({"fast": 2000, "slow": 1000}, gateways=2, **settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prometheus(platform: Platform) -> Iterator[Prometheus | None]:
+    """A real Prometheus with the alerts, from the first request on; the limits are tried without one as well."""
+    if BINARY is None:
+        yield None
+        return
+    with scraping(platform.data_dir / "prometheus.json") as running:
         yield running
 
 
@@ -264,3 +276,14 @@ async def test_customers_side_by_side_each_use_up_their_own_limit_and_nobody_els
     assert sum(answer.tokens for answer in answers) == sum(sums(entries).values())
     assert growth(platform, engines) == sums(entries)
     assert platform.check_by_command()["problems"] == []
+
+
+@pytest.mark.skipif(BINARY is None, reason=ABSENT)
+def test_the_alarms_for_a_breach_looked_all_the_time_and_were_silent(prometheus: Prometheus) -> None:
+    """That they are loud when a row is tampered with: test_watching.py."""
+    breaches = prometheus.ever("max by (limit) (darktree_ledger_limit_breaches)")
+    assert {series["metric"]["limit"] for series in breaches} == {"cap", "balance"}
+    assert {value for series in breaches for _, value in series["values"]} == {"0"}
+    assert not prometheus.ever('ALERTS{alertname=~"DarktreeLimitBreached|DarktreeProjectionDiffers"}')
+    used_up = prometheus.ever('darktree_ledger_today_customers{use="at_cap"} > 0')
+    assert used_up, "somebody was at the cap while they looked"

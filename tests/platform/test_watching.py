@@ -2,15 +2,21 @@
 
 import asyncio
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import aiohttp
+import httpx
 import psycopg
 import pytest
-from asked import questions
+from asked import BOARDS, of_what_happened, questions
+from edge import LONG, Edge
 from prometheus_server import ABSENT, BINARY, Prometheus, scraping
 
 from darktree_stripe_simulator.client import StripeStandIn
@@ -23,6 +29,7 @@ Background = Any
 Send = Callable[..., Coroutine[Any, Any, Any]]
 Eventually = Callable[..., Any]
 
+DARKTREE = str(Path(sys.executable).with_name("darktree"))
 FIRES_SECONDS = 120
 SHORT_REQUEST = {
     "model": "qwen25-14b-awq",
@@ -33,6 +40,26 @@ STREAM = SHORT_REQUEST | {"model": "qwen25-32b-awq", "stream": True, "max_tokens
 LONG_STREAM = STREAM | {"max_tokens": 4_000}
 WORKERS = 3
 HOLD_SECONDS = 3
+A_TAMPERED_CAP, A_TAMPERED_BALANCE = {"limit": "cap"}, {"limit": "balance"}
+# What a test below brings about, and nothing else may ever fire.
+PROVOKED = {
+    "DarktreeBackupOld",
+    "DarktreeCertificateEnds",
+    "DarktreeCertificateExpires",
+    "DarktreeErrorBudgetBurns",
+    "DarktreeErrorBudgetBurnsFast",
+    "DarktreeHoldsExpire",
+    "DarktreeKeysExpire",
+    "DarktreeLimitBreached",
+    "DarktreeNoSealer",
+    "DarktreePartMissing",
+    "DarktreePostgresConnections",
+    "DarktreeProjectionDiffers",
+    "DarktreeSealLag",
+    "DarktreeSettlementsWait",
+    "DarktreeStripeEventsWait",
+    "DarktreeStripeForgedEvents",
+}
 SETTINGS = {
     "DARKTREE_LEDGER_STANDING_SECONDS": "0.5",
     "DARKTREE_LEDGER_PATROL_SECONDS": "0.5",
@@ -45,8 +72,17 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def platform(started: Any) -> Iterator[Platform]:
-    with started({"fast": 2000, "slow": 100}, gateways=1, **SETTINGS) as running:
+def edge(tmp_path_factory: pytest.TempPathFactory, background: Background) -> Iterator[Edge]:
+    made = Edge(tmp_path_factory.mktemp("edge"))
+    background.run(made.open())
+    yield made
+    background.run(made.close())
+
+
+@pytest.fixture(scope="module")
+def platform(started: Any, edge: Edge) -> Iterator[Platform]:
+    settings = SETTINGS | {"DARKTREE_BILLING_API_URL": edge.url}
+    with started({"fast": 2000, "slow": 100}, gateways=1, **settings) as running:
         yield running
 
 
@@ -113,12 +149,34 @@ def stopped(platform: Platform, *names: str) -> Iterator[None]:
             process.send_signal(signal.SIGCONT)
 
 
-def buy(platform: Platform) -> str:
-    """Pay for a plan at the stand-in's page; return the order."""
+def order(platform: Platform) -> str:
+    return str(platform.admin("POST", "/customers/buyer/checkouts", plan="solo")["order_id"])
+
+
+def pay(platform: Platform, order: str) -> None:
+    """Pay at the stand-in's page."""
     stripe = StripeStandIn(platform.ready["stripe_url"], "unused", "unused")
-    order = platform.admin("POST", "/customers/buyer/checkouts", plan="solo")["order_id"]
     stripe.pay(platform.admin("GET", f"/orders/{order}")["session_id"])
-    return str(order)
+
+
+def state(platform: Platform, order: str) -> str:
+    return str(platform.admin("GET", f"/orders/{order}")["state"])
+
+
+@contextmanager
+def tampered(platform: Platform, customer: str) -> Iterator[None]:
+    """Alter a customer's rows as only a superuser can: past the cap of the day, and past the balance."""
+    day = "UPDATE ledger.day_usage SET prompt_tokens = prompt_tokens + %s WHERE customer_id = %s"
+    account = "UPDATE ledger.account SET held_nanos = held_nanos + %s * balance_nanos WHERE customer_id = %s"
+    rule = "never_past_the_balance CHECK (held_nanos >= 0 AND held_nanos <= balance_nanos)"
+    with psycopg.connect(platform.ready["database_url"], autocommit=True) as session:
+        session.execute("ALTER TABLE ledger.account DROP CONSTRAINT never_past_the_balance")
+        session.execute(day, (2_000_000, customer))
+        session.execute(account, (2, customer))
+        yield
+        session.execute(day, (-2_000_000, customer))
+        session.execute(account, (-2, customer))
+        session.execute(f"ALTER TABLE ledger.account ADD CONSTRAINT {rule}".encode())
 
 
 def test_every_token_that_engines_count_is_recorded_once(
@@ -144,19 +202,42 @@ def test_every_token_that_engines_count_is_recorded_once(
     eventually(lambda: prometheus.value(ratio) == 1, "charged = processed", FIRES_SECONDS)
 
 
+def test_a_platform_without_a_backup_pages_until_there_is_one(
+    platform: Platform, prometheus: Prometheus, eventually: Eventually, tmp_path: Path
+) -> None:
+    eventually(lambda: prometheus.fires("DarktreeBackupOld"), "there was never a backup", FIRES_SECONDS)
+    command = [DARKTREE, "backup", str(tmp_path), "--data-dir", str(platform.data_dir)]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    eventually(lambda: not prometheus.fires("DarktreeBackupOld"), "a backup is enough", FIRES_SECONDS)
+
+
 def test_nothing_fires_while_everything_works_and_every_target_is_scraped(
     platform: Platform, prometheus: Prometheus, load: Counter[str], eventually: Eventually
 ) -> None:
     platform.admin("POST", "/customers", id="buyer", name="Buyer", email="buyer@example.com", plan="solo")
-    order = buy(platform)
-    eventually(
-        lambda: platform.admin("GET", f"/orders/{order}")["state"] == "paid", "the credits are granted"
-    )
+    bought = order(platform)
+    pay(platform, bought)
+    eventually(lambda: state(platform, bought) == "paid", "the credits are granted")
     eventually(lambda: set(prometheus.targets().values()) == {"up"}, "every target answers")
     assert len(prometheus.targets()) == len(platform.processes) - 2  # without Postgres and Stripe
     eventually(lambda: load["200"] > 100 and load["rate_limit_exceeded"] > 5, "some load")
     # Before the first scrape, everything was missing.
     eventually(lambda: not prometheus.firing(), "nothing fires", FIRES_SECONDS)
+
+
+def test_no_panel_is_empty_while_everything_works(
+    prometheus: Prometheus, load: Counter[str], eventually: Eventually
+) -> None:
+    """Also of what has not happened: a zero says so, and `No data` would say that nobody knows."""
+
+    def empty() -> set[tuple[str, str]]:
+        asked = {(board, panel) for board in BOARDS for panel, _ in questions(board)}
+        told = {
+            (board, panel) for board in BOARDS for panel, query in questions(board) if prometheus.told(query)
+        }
+        return asked - told
+
+    eventually(lambda: not empty(), "every panel has data", FIRES_SECONDS)
 
 
 def test_entries_that_wait_for_their_place_page(platform: Platform, alerts: Any) -> None:
@@ -198,3 +279,86 @@ def test_connections_that_run_out_page(platform: Platform, alerts: Any) -> None:
         for _ in range(85 - taken):
             stack.enter_context(psycopg.connect(platform.ready["database_url"]))
         alerts.fires("DarktreePostgresConnections")
+
+
+def test_a_row_that_was_tampered_with_pages_as_past_its_limit_and_as_different_from_its_entries(
+    platform: Platform, alerts: Any, background: Background, send: Send
+) -> None:
+    victim = platform.customer(cap_tokens=1_000_000)
+
+    async def ask() -> None:
+        async with aiohttp.ClientSession() as session:
+            assert (await send(session, platform.base_url, victim, SHORT_REQUEST)).whole
+
+    background.run(ask())
+    with (
+        alerts("DarktreeLimitBreached", **A_TAMPERED_CAP),
+        alerts("DarktreeLimitBreached", **A_TAMPERED_BALANCE),
+        alerts("DarktreeProjectionDiffers"),
+        tampered(platform, victim.id),
+    ):
+        alerts.fires("DarktreeLimitBreached", **A_TAMPERED_CAP)
+        alerts.fires("DarktreeLimitBreached", **A_TAMPERED_BALANCE)
+        alerts.fires("DarktreeProjectionDiffers")
+
+
+def test_what_ends_by_itself_is_told_in_time_and_events_that_stripe_never_sent_are_noticed(
+    platform: Platform, alerts: Any, edge: Edge, background: Background, send: Send
+) -> None:
+    forgetful = platform.customer(cap_tokens=1_000_000)
+    expires_at = (datetime.now(UTC) + timedelta(days=3)).isoformat()
+    key = platform.admin("POST", f"/customers/{forgetful.id}/keys", name="ends", expires_at=expires_at)
+
+    async def use_it() -> None:
+        async with aiohttp.ClientSession() as session:
+            holder = type(forgetful)(forgetful.id, key["key"], 0, 0)
+            assert (await send(session, platform.base_url, holder, SHORT_REQUEST)).whole
+
+    with (
+        alerts("DarktreeCertificateExpires", "DarktreeCertificateEnds", target=edge.target),
+        alerts("DarktreeKeysExpire", "DarktreeStripeForgedEvents"),
+    ):
+        edge.serve_one_that_ends_in(timedelta(minutes=40))  # 40 hours, at sixty times the speed
+        background.run(use_it())
+        for _ in range(30):
+            forged = {"Stripe-Signature": "t=1,v1=00"}
+            url = platform.ready["admin_url"] + "/webhooks/stripe"
+            assert httpx.post(url, headers=forged, content=b"{}").status_code == 400
+        alerts.fires("DarktreeStripeForgedEvents")
+        alerts.fires("DarktreeCertificateExpires", target=edge.target)
+        alerts.fires("DarktreeCertificateEnds", target=edge.target)
+        alerts.fires("DarktreeKeysExpire")
+        edge.serve_one_that_ends_in(LONG)
+        platform.admin("DELETE", f"/keys/{key['id']}")
+
+
+def test_a_ledger_that_is_away_pages_for_customers_for_charges_that_wait_and_for_credits_that_were_paid(
+    platform: Platform, alerts: Any, load: Counter[str], eventually: Eventually
+) -> None:
+    bought = order(platform)
+    with (
+        alerts("DarktreeSettlementsWait", "DarktreeErrorBudgetBurnsFast", "DarktreeStripeEventsWait"),
+        alerts("DarktreePartMissing", service="ledger"),
+        stopped(platform, "ledger"),
+    ):
+        pay(platform, bought)
+        alerts.fires("DarktreePartMissing", service="ledger")
+        alerts.fires("DarktreeSettlementsWait")
+        alerts.fires("DarktreeErrorBudgetBurnsFast")
+        alerts.fires("DarktreeStripeEventsWait")
+        assert state(platform, bought) != "paid"
+    eventually(lambda: state(platform, bought) == "paid", "the credits are granted")
+
+
+def test_every_question_of_every_dashboard_had_an_answer_and_nothing_fired_without_a_fault(
+    prometheus: Prometheus, load: Counter[str]
+) -> None:
+    unanswered = [
+        (board, panel, query)
+        for board in BOARDS
+        for panel, query in questions(board)
+        if not prometheus.told(of_what_happened(query))
+    ]
+    assert unanswered == []
+    fired = prometheus.ever('max by (alertname) (ALERTS{alertstate="firing"})')
+    assert {series["metric"]["alertname"] for series in fired} == PROVOKED
