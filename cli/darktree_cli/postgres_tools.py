@@ -57,7 +57,7 @@ def _library_with_tls(tool: Path) -> dict[str, str]:
 
     if tool.parent not in all_binaries().values():
         return {}
-    import psycopg_binary  # type: ignore[import-untyped]
+    import psycopg_binary
 
     libraries = Path(psycopg_binary.__file__).parents[1] / "psycopg_binary.libs"
     found = next(libraries.glob("libpq-*"), None)

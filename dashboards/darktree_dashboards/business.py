@@ -4,8 +4,8 @@ from darktree_dashboards.panels import Query, Section, lines, number
 from darktree_dashboards.spend import DOLLARS, of_databases
 
 # Credits of customers came from purchases, and from bonus; revenue came from them, and from what the house absorbed.
-SOLD = '(sum(max by (account) (darktree_books_credit_nanos{account="customer_credits"})) - (sum(max by (account) (darktree_books_debit_nanos{account="bonus_credits"})) or vector(0))) / 1e9'
-USED = '(sum(max by (account, model) (darktree_books_credit_nanos{account="revenue"})) - (sum(max by (account) (darktree_books_debit_nanos{account="house_absorbed"})) or vector(0))) / 1e9'
+SOLD = '((sum(max by (account) (darktree_books_credit_nanos{account="customer_credits"})) or vector(0)) - (sum(max by (account) (darktree_books_debit_nanos{account="bonus_credits"})) or vector(0))) / 1e9'
+USED = '((sum(max by (account, model) (darktree_books_credit_nanos{account="revenue"})) or vector(0)) - (sum(max by (account) (darktree_books_debit_nanos{account="house_absorbed"})) or vector(0))) / 1e9'
 PAID = of_databases("darktree_ledger_balance_nanos", 'kind="paid"') + " / 1e9"
 DORMANT = of_databases("darktree_ledger_dormant_nanos") + " / 1e9"
 
@@ -52,7 +52,7 @@ def _credits() -> Section:
                 "Revenue by model",
                 "Of the last day before each moment.",
                 Query(
-                    'sum by (model) (max by (model) (increase(darktree_books_credit_nanos{account="revenue"}[1d]))) / 1e9',
+                    'sum by (model) (max by (model) (increase(darktree_books_credit_nanos{account="revenue"}[1d]))) / 1e9 or vector(0)',
                     "{{model}}",
                 ),
                 unit=DOLLARS,

@@ -212,7 +212,7 @@ async def test_every_panel_about_the_operator_and_its_lanes_has_data(start: Star
     port = _free_port()
     targets = tmp_path / "targets.json"
     targets.write_text(json.dumps([{"targets": [f"127.0.0.1:{port}"], "labels": {"part": "operator"}}]))
-    gpu = {
+    gpu: dict[str, Any] = {
         "engine": {"kind": "VLLM", "contextLength": 4096},
         "model": {"source": "pvc://models/tiny"},
         "accelerator": {"class": "nvidia-l4"},

@@ -43,9 +43,9 @@ def platform(postgres: Secured, started: Any) -> Iterator[Platform]:
         yield running
 
 
-def darktree(*words: str, url: str, code: int = 0) -> str:
+def darktree(*words: str, url: str, code: int = 0, **given: str) -> str:
     """Run a command on the database that a URL names; return what it said."""
-    env = os.environ | {"DATABASE_URL": url}
+    env = os.environ | {"DATABASE_URL": url} | given
     ran = subprocess.run([DARKTREE, *words], env=env, capture_output=True, text=True, timeout=120)
     assert ran.returncode == code, ran.stdout + ran.stderr
     return ran.stdout if code == 0 else ran.stderr
@@ -80,11 +80,17 @@ def test_every_service_works_over_tls_and_charges(platform: Platform, send: Send
     platform.must_add_up([customer], [answer])
 
 
-def test_a_backup_is_made_over_tls(platform: Platform, postgres: Secured, tmp_path: Path) -> None:
+def test_a_backup_is_made_over_tls_by_the_role_that_migrates(
+    platform: Platform, postgres: Secured, tmp_path: Path
+) -> None:
+    """As the chart's job makes it, with whatever pg_dump there is."""
+    migrator = {"DARKTREE_MIGRATOR_ROLE_PASSWORD": "of-the-migrator"}
+    darktree("migrate", url=postgres.url(postgres.authority), **migrator)
+    login = "darktree_migrator:of-the-migrator"
     words = ("backup", str(tmp_path / "made"), "--data-dir", str(platform.data_dir), "--output", "json")
-    made = json.loads(darktree(*words, url=postgres.url(postgres.authority)))
+    made = json.loads(darktree(*words, url=postgres.url(postgres.authority, login)))
     assert made["entries"] >= 1
-    refused = darktree(*words, url=postgres.url(postgres.other_authority), code=1)
+    refused = darktree(*words, url=postgres.url(postgres.other_authority, login), code=1)
     assert NOT_TRUSTED in refused
 
 

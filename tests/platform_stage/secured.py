@@ -63,10 +63,10 @@ class Secured:
         self._certificate = self._write("server.pem", certificate)
         self._key = self._write("server.key", key)
 
-    def url(self, authority: Path, **parameters: str) -> str:
-        """Return the administrator's URL: the server must prove that this authority vouches for its address."""
+    def url(self, authority: Path, login: str = f"{ADMIN}:{PASSWORD}", **parameters: str) -> str:
+        """Return a URL, the administrator's: the server must prove that this authority vouches for its address."""
         told = urlencode({"sslmode": "verify-full", "sslrootcert": str(authority)} | parameters)
-        return f"postgresql://{ADMIN}:{PASSWORD}@{HOST}:{self._server.port}/postgres?{told}"
+        return f"postgresql://{login}@{HOST}:{self._server.port}/postgres?{told}"
 
     def start(self) -> None:
         self._server.make("scram-sha-256", self._write("password", PASSWORD.encode()))

@@ -7,7 +7,7 @@ from typing import Any
 
 DASHBOARDS = Path(__file__).parents[2] / "charts" / "darktree" / "dashboards"
 BOARDS = sorted(path.stem for path in DASHBOARDS.glob("*.json"))
-OPERATORS = re.compile(r"darktree_(operator_|lane_(condition|gpus|replicas|cold_start)\b)")
+OPERATORS = re.compile(r"darktree_(operator_|lane_(condition|gpus|replicas|cold_start_seconds)\b)")
 SHORT = "15s"  # in place of what Grafana makes of the time between scrapes
 # What a query says where nothing has happened yet, so that its panel shows a zero and not that it knows nothing.
 OTHERWISE = re.compile(r" or (vector\(0\)|0 \* sum by \(lane\) \(darktree_lane_in_flight\{[^}]*\}\))")
@@ -26,5 +26,8 @@ def questions(board: str, *, of_the_operator: bool = False) -> list[tuple[str, s
 
 
 def of_what_happened(query: str) -> str:
-    """Return a query without its zero for what has not happened: it has data only from the metric that it is about."""
-    return OTHERWISE.sub("", query)
+    """Return a query without its zero for what has not happened: it has data only from the metric that it is about.
+
+    What is taken off that (a second zero) need not have happened.
+    """
+    return OTHERWISE.sub("", query, count=1)
