@@ -39,7 +39,7 @@ def kubectl() -> str:
 
 
 @pytest.mark.parametrize("upgrade", [False, True])
-@pytest.mark.parametrize("choice", ["nothing", "production", "trial", "everywhere"])
+@pytest.mark.parametrize("choice", ["nothing", "production", "trial", "everywhere", "more"])
 def test_it_takes_everything_and_warns_of_nothing(
     choice: str,
     upgrade: bool,
@@ -54,6 +54,7 @@ def test_it_takes_everything_and_warns_of_nothing(
         "production": production,
         "trial": trial,
         "everywhere": {"lanes": {"namespace": "*"}, "gateway": {"autoscaling": {"enabled": True}}},
+        "more": {"backup": {"enabled": True}, "tracing": {"endpoint": "http://collector:4318"}},
     }
     objects = [
         each

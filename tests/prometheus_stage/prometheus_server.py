@@ -21,6 +21,7 @@ START_SECONDS = 60
 SPEED = 60  # a minute is a second
 MOST_WAIT_SECONDS = 5  # of any alert's `for`: a fault that has to last is no different from one that lasts
 SCRAPE = "1s"
+WHILE_SECONDS = 3
 BINARY = shutil.which("prometheus")
 ABSENT = "prometheus is not on PATH: apt-get install prometheus"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -70,15 +71,18 @@ class Prometheus:
         """Return what is now."""
         return self._ask("query", query=expression)["result"]  # type: ignore[no-any-return]
 
-    def ever(self, expression: str) -> list[dict[str, Any]]:
+    def ever(self, expression: str, *, step_seconds: int = 1) -> list[dict[str, Any]]:
         """Return what was at any time since this began, a series each."""
         now = time.time()
-        found = self._ask("query_range", query=expression, start=self.started_at, end=now, step="1")
+        found = self._ask(
+            "query_range", query=expression, start=self.started_at, end=now, step=str(step_seconds)
+        )
         return found["result"]  # type: ignore[no-any-return]
 
     def told(self, expression: str) -> bool:
-        """Return whether there was a number at any time since this began: a NaN is drawn as nothing."""
-        return any(value != "NaN" for series in self.ever(expression) for _, value in series["values"])
+        """Return whether there was a number, for a while, since this began: a NaN is drawn as nothing."""
+        found = self.ever(expression, step_seconds=WHILE_SECONDS)
+        return any(value != "NaN" for series in found for _, value in series["values"])
 
     def value(self, expression: str) -> float | None:
         """Return the value of the only series there is, None when there is none."""
