@@ -29,7 +29,8 @@ def run(name: str, server_version: int, url: str, *words: str) -> None:
         if option.val is not None and option.envvar is not None
     }
     tool = _tool(name, server_version)
-    library = _library_with_tls(tool) if where.get("PGSSLMODE", "disable") != "disable" else {}
+    is_local = where.get("PGHOST", "").startswith("/") or where.get("PGSSLMODE") == "disable"
+    library = {} if is_local else _library_with_tls(tool)
     ran = subprocess.run(  # noqa: S603 (Postgres' own program)
         [str(tool), "--no-password", *words],
         env={**inherited_environment(services=False), **where, **library},

@@ -54,7 +54,7 @@ def test_it_takes_everything_and_warns_of_nothing(
         "production": production,
         "trial": trial,
         "everywhere": {"lanes": {"namespace": "*"}, "gateway": {"autoscaling": {"enabled": True}}},
-        "more": {"backup": {"enabled": True}, "tracing": {"endpoint": "http://collector:4318"}},
+        "more": {"backup": {"existingClaim": "backups"}, "tracing": {"endpoint": "http://collector:4318"}},
     }
     objects = [
         each

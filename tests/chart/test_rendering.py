@@ -57,9 +57,9 @@ MATRIX: dict[str, Object] = {
             "scrapeAnnotations": True,
         }
     },
-    "backups on a volume of the chart's": {"backup": {"enabled": True, "storage": {"className": "slow"}}},
-    "backups on a volume of ours, of an external database": EXTERNAL
-    | {"backup": {"enabled": True, "existingClaim": "ours", "schedule": "@hourly"}},
+    "backups": {"backup": {"existingClaim": "ours"}},
+    "backups of an external database": EXTERNAL
+    | {"backup": {"existingClaim": "ours", "schedule": "@hourly"}},
     "traces": {
         "tracing": {
             "endpoint": "https://collector.example",

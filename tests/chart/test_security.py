@@ -24,7 +24,7 @@ COMPONENTS = {
 
 
 MORE: Object = {
-    "backup": {"enabled": True},
+    "backup": {"existingClaim": "backups"},
     "tracing": {"endpoint": "http://collector:4318", "header": {"existingSecret": "collector"}},
 }
 
@@ -158,7 +158,7 @@ def test_every_pod_of_the_release_has_a_policy_and_the_database_admits_only_who_
 def test_a_backup_reaches_the_database_and_billing_and_nothing_else_and_nobody_reaches_it(
     render: Render,
 ) -> None:
-    objects = render({"backup": {"enabled": True}})
+    objects = render({"backup": {"existingClaim": "backups"}})
     policies = {each["metadata"]["name"]: each["spec"] for each in objects if each["kind"] == "NetworkPolicy"}
     assert not policies["darktree-backup"]["ingress"]
     ports = [[port["port"] for port in rule["ports"]] for rule in policies["darktree-backup"]["egress"]]
@@ -169,9 +169,7 @@ def test_a_backup_reaches_the_database_and_billing_and_nothing_else_and_nobody_r
     pod = dict(_pods(objects))["backup"]
     (url,) = [each["value"] for each in pod["containers"][0]["env"] if each["name"] == "DATABASE_URL"]
     assert url.startswith("postgresql://darktree_migrator:$(DATABASE_PASSWORD)@")
-    claim = next(each for each in objects if each["kind"] == "PersistentVolumeClaim")
-    assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
-    assert not [each for each in render() if each["kind"] in {"CronJob", "PersistentVolumeClaim"}]
+    assert not [each for each in render() if each["kind"] == "CronJob"], "off by default"
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_every_variable_that_the_chart_sets_is_a_setting_that_exists(
         re.findall(r"^\| `([A-Z0-9_]+)` \|", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
     )
     helpers = {"DATABASE_PASSWORD", "STAND_IN_API_KEY", "STAND_IN_WEBHOOK_SECRET"}
-    more = {"backup": {"enabled": True}, "database": {"limitGiB": 40}}
+    more = {"backup": {"existingClaim": "backups"}, "database": {"limitGiB": 40}}
     more["tracing"] = {"endpoint": "http://c:4318", "header": {"existingSecret": "c"}}
     for values in ({}, production, trial, more):
         for container in _containers(render(values)):
