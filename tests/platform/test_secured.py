@@ -84,8 +84,8 @@ def test_a_backup_is_made_over_tls_by_the_role_that_migrates(
     platform: Platform, postgres: Secured, tmp_path: Path
 ) -> None:
     """As the chart's job makes it, with whatever pg_dump there is."""
-    migrator = {"DARKTREE_MIGRATOR_ROLE_PASSWORD": "of-the-migrator"}
-    darktree("migrate", url=postgres.url(postgres.authority), **migrator)
+    url = postgres.url(postgres.authority)
+    darktree("migrate", url=url, DARKTREE_MIGRATOR_ROLE_PASSWORD="of-the-migrator")
     login = "darktree_migrator:of-the-migrator"
     words = ("backup", str(tmp_path / "made"), "--data-dir", str(platform.data_dir), "--output", "json")
     made = json.loads(darktree(*words, url=postgres.url(postgres.authority, login)))
