@@ -47,7 +47,7 @@ def key(release: OwnRelease) -> str:
         customer = {"id": "acme", "name": "Acme", "plan": "scale"}
         admin.post("/admin/customers", json=customer).raise_for_status()
         grant = {"dollars": "100", "reason": "e2e"}
-        admin.post("/admin/customers/acme/credits", json=grant).raise_for_status()
+        admin.post("/admin/customers/acme/grants", json=grant).raise_for_status()
         made = admin.post("/admin/customers/acme/keys", json={"name": "e2e"}).raise_for_status()
         return str(made.json()["key"])
 
@@ -174,7 +174,8 @@ def test_without_the_operator_lanes_serve_on_and_an_upgrade_of_it_replaces_no_po
     until(lambda: ask(api, SIMULATED).status_code == 200, "a completion")
     before = [pod["metadata"]["uid"] for pod in release.pods("stays")]
     release.deploy(operator={"enabled": False})
-    assert not release.get("pods", "--selector", "app.kubernetes.io/name=darktree-operator")["items"]
+    operators = ("pods", "--selector", "app.kubernetes.io/name=darktree-operator")
+    until(lambda: not release.get(*operators)["items"], "no operator")
     assert ask(api, SIMULATED).status_code == 200
     values = release._values()["operator"]
     values["config"]["images"] = {"Simulator": {"byVersion": {"0.1.0": f"{release.image}-newer"}}}
