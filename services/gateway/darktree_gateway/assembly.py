@@ -178,7 +178,16 @@ class Pieces:
 class _Choice:
     """One answer as it grows."""
 
-    __slots__ = ("_calls", "_ids", "_logprobs", "_role", "_stop_reason", "_texts", "_with_ids", "finish_reason")
+    __slots__ = (
+        "_calls",
+        "_ids",
+        "_logprobs",
+        "_role",
+        "_stop_reason",
+        "_texts",
+        "_with_ids",
+        "finish_reason",
+    )
 
     def __init__(self, with_ids: bool) -> None:
         self._with_ids = with_ids  # an echo streams the prompt's ids even where a plain answer would not
