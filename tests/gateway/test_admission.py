@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -83,11 +83,11 @@ class Account:
         return [self.prompt] * len(ask.prompt_tokens), CONTEXT
 
 
-def admit(account: Account, **options: Any) -> Admitted:
+def admit(account: Account, *, lane: Lane = LANE, **options: Any) -> Admitted:
     body = {"model": "m", "messages": [{"role": "user", "content": "x" * 20}]} | options
     ask = requests.read(orjson.dumps(body), "chat")
     admission = Admission(account, account, wait_seconds=0.05, ttl_seconds=60)  # type: ignore[arg-type]
-    return asyncio.run(admission.admit(uuid.uuid4(), Caller("ann", "k"), ask, LANE, MODEL))
+    return asyncio.run(admission.admit(uuid.uuid4(), Caller("ann", "k"), ask, lane, MODEL))
 
 
 @given(
@@ -169,3 +169,12 @@ def test_the_limits_are_those_of_the_row_that_enforces_them() -> None:
         "1h0m0s",
         "0s",
     ]
+
+
+def test_more_tokens_than_the_ledger_counts_are_refused_before_it_is_asked() -> None:
+    lane = replace(LANE, context_tokens=1_000_000)
+    account = Account(cap=10**8)
+    with pytest.raises(ApiError) as refused:
+        admit(account, lane=lane, n=101, max_tokens=1_000_000)
+    assert refused.value.answer_status == 400
+    assert account.holds == []

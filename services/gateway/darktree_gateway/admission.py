@@ -21,6 +21,7 @@ from darktree_gateway.errors import (
     MeteringUnavailable,
     go_duration,
 )
+from darktree_gateway.fields import wrong_value
 from darktree_gateway.lanes import Lane
 from darktree_gateway.metering import Held, Metering
 from darktree_gateway.requests import Ask
@@ -28,7 +29,7 @@ from darktree_gateway.upstream import Upstream
 from darktree_kit.clock import monotonic
 from darktree_kit.errors import ApiError
 from darktree_kit.ids import uuid7
-from darktree_ledger.schemas import Hold, Result, Show
+from darktree_ledger.schemas import MAX_TOKENS, Hold, Result, Show
 
 FIRST_PAUSE_SECONDS = 0.02
 MAX_PAUSE_SECONDS = 0.32
@@ -69,6 +70,8 @@ class Admission:
                 f"{lane.context_tokens} tokens, which prompt and answer share.",
                 param="max_tokens",
             )
+        if each * ask.answers > MAX_TOKENS:  # else the ledger would refuse it, with whatever is in its batch
+            raise wrong_value("n", f"more than {MAX_TOKENS} tokens, all answers together.")
         request = _Request(hold_id, caller, ask, lane, model, self._ttl_seconds)
         if not ask.exact and not ask.must_count and max(ask.prompt_tokens) + each <= lane.context_tokens:
             result = await self._metering.hold(request.hold(each))
