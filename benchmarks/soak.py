@@ -58,6 +58,7 @@ class Soak:
     key: str
     token_price_nanos: int
     wanted: int
+    seconds: float
     connections: int
     samples: list[Sample] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
@@ -67,10 +68,10 @@ class Soak:
         return self.statuses["200"]
 
     async def run(self) -> float:
-        """Send everything, and return the seconds it took."""
+        """Send everything, or what fits into the time; return the seconds it took."""
         began = time.monotonic()
         stream = False
-        while sum(self.statuses.values()) < self.wanted:
+        while sum(self.statuses.values()) < self.wanted and time.monotonic() - began < self.seconds:
             self.statuses.update((await self._round(stream))["statuses"])
             stream = not stream
             self.samples.append(self.sample())
@@ -168,7 +169,7 @@ async def main(options: argparse.Namespace) -> list[str]:
             key = await stage.customer(CUSTOMER, cap_tokens=LARGE_CAP_TOKENS, dollars=LARGE_CREDIT_DOLLARS)
             await until_served_by_upstream(stage, key)
             price_nanos = (await stage.admin.plans()).models[0].prompt_price_nanos  # of completions too
-            soak = Soak(stage, key, price_nanos, options.requests, options.connections)
+            soak = Soak(stage, key, price_nanos, options.requests, options.seconds, options.connections)
             before_tokens = await soak.charged_tokens()
             start = soak.sample()
             seconds = await soak.run()
@@ -187,6 +188,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--requests", type=int, default=100_000, help="how many (default: 100000)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="at most (default: no end)")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--gateways", type=int, default=1)
     parser.add_argument("--output", type=Path, help="write the report here too")

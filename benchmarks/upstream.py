@@ -127,10 +127,12 @@ class Engine(asyncio.Protocol):
                 self.send_steadily(iter(_events(tokens)), asyncio.get_running_loop().time())
 
     def send_steadily(self, events: Iterator[bytes], due: float) -> None:
+        if self.transport.is_closing():
+            return
         event = next(events, None)
         if event is None:
             self.transport.write(STREAM_END)
-        elif not self.transport.is_closing():
+        else:
             self.transport.write(event)
             due += PACE_SECONDS
             asyncio.get_running_loop().call_at(due, self.send_steadily, events, due)
