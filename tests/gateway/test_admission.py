@@ -83,7 +83,7 @@ class Account:
         return [self.prompt] * len(ask.prompt_tokens), CONTEXT
 
 
-def admit(account: Account, *, lane: Lane = LANE, **options: Any) -> Admitted:
+def admit(account: Account, lane: Lane = LANE, /, **options: Any) -> Admitted:
     body = {"model": "m", "messages": [{"role": "user", "content": "x" * 20}]} | options
     ask = requests.read(orjson.dumps(body), "chat")
     admission = Admission(account, account, wait_seconds=0.05, ttl_seconds=60)  # type: ignore[arg-type]
@@ -175,6 +175,6 @@ def test_more_tokens_than_the_ledger_counts_are_refused_before_it_is_asked() -> 
     lane = replace(LANE, context_tokens=1_000_000)
     account = Account(cap=10**8)
     with pytest.raises(ApiError) as refused:
-        admit(account, lane=lane, n=101, max_tokens=1_000_000)
+        admit(account, lane, n=101, max_tokens=1_000_000)
     assert refused.value.answer_status == 400
     assert account.holds == []
