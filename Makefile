@@ -34,10 +34,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 up: install ## Serve everything on this machine (ARGS="--gateways 2 --port 9000")
 	@$(BIN)/darktree up $(ARGS)
 
-# Three at a time, also on two cores: most tests wait for processes that they start. A file's tests stay together, because
-# they share what it started, and in the order of tests/conftest.py: what takes longest comes first.
+# Two at a time: most tests wait for processes that they start. A file's tests stay together: they share what it started.
 test: install ## Run every test (ARGS="tests/ledger -x")
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 soak: install ## Run what takes longer: payments' events in every order, rolling restarts, gateways for long (REQUESTS=1000000)
 	SOAK=1 $(BIN)/python -m pytest --timeout 3000 -s tests/billing/test_payment_chaos.py tests/platform/test_rolling.py tests/platform/test_soak.py $(ARGS)

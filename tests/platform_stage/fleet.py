@@ -271,7 +271,8 @@ class Traffic:
                 try:
                     self.served.append(await self._ask(client, customer.id, self.make(number + count)))
                 except (OpenAIError, httpx.HTTPError) as error:
-                    self.failures.append(f"{type(error).__name__}: {error}")
+                    code = getattr(error, "code", None)
+                    self.failures.append(f"{type(error).__name__}: {code}: {error}")
 
     async def _ask(self, client: AsyncOpenAI, customer_id: str, body: dict[str, Any]) -> Served:
         begun_at = self.now()
