@@ -36,6 +36,7 @@ DARKTREE = Path(sys.executable).with_name("darktree")
 START_SECONDS = 240
 STOP_SECONDS = 60
 RECOVERY_SECONDS = 60
+WORK_SECONDS = 180
 HOST = "127.0.0.1"
 MODELS = {"fast": "qwen25-14b-awq", "slow": "qwen25-32b-awq"}  # as the example plans price them
 LANE = """
@@ -317,7 +318,7 @@ class Background:
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self.start(work).result(60)
+        return self.start(work).result(WORK_SECONDS)
 
     def close(self) -> None:
         self.run(self._end_all())

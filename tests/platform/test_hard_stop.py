@@ -42,6 +42,7 @@ WORDS = [
 ]
 FULL = {"rate_limit_exceeded", "credit_balance_exhausted"}
 POLL_SECONDS = 0.01
+SPEND_SECONDS = 240
 ONE_TOKEN_PROMPT = [65]
 LONG_TOKENS = 600
 
@@ -182,7 +183,7 @@ async def spend_all(platform: Platform, send: Send, clients: list[Client]) -> li
                     answers.append(answer)
                 full = answer.code in FULL or not stays
 
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(SPEND_SECONDS):
             await asyncio.gather(*(spend(number, *client) for number, client in enumerate(clients)))
             await asyncio.gather(*(spend(0, customer, everything_left, True) for customer in customers))
     assert watch.looks > 5

@@ -95,9 +95,37 @@ async def test_tokens_between_services_and_the_administrators_are_replaced_under
     platform.must_add_up(customers, traffic.served)
 
 
+async def test_the_roles_that_services_log_in_with_are_replaced_under_load(
+    platform: Platform, fleet: Fleet, customers: list[Any]
+) -> None:
+    def use_new_roles() -> None:
+        for service in ROLES:
+            url = present(fleet, service, "DATABASE_URL")
+            new_url = url.replace(f"darktree_{service}:", f"darktree_{service}_b:")
+            assert new_url != url
+            fleet.replace(service, DATABASE_URL=new_url)
+
+    def say(statement: str) -> None:
+        with psycopg.connect(platform.ready["database_url"], autocommit=True) as connection:
+            for service in ROLES:
+                connection.execute(statement.format(role=f"darktree_{service}").encode())
+
+    async with Traffic(fleet.base_url, customers, CLIENTS, a_chat) as traffic:
+        await traffic.during(lambda: say("CREATE ROLE {role}_b LOGIN PASSWORD 'new' IN ROLE {role}"))
+        await traffic.during(use_new_roles)
+        await traffic.during(lambda: say("ALTER ROLE {role} NOLOGIN"))
+    print(traffic.summary())
+    rows = platform.sql("SELECT DISTINCT usename FROM pg_stat_activity WHERE usename LIKE 'darktree%%'")
+    assert {f"darktree_{service}_b" for service in ROLES} <= {row["usename"] for row in rows}
+    say("ALTER ROLE {role} LOGIN")  # the platform's own services, which the fleet stands beside
+    assert traffic.failures == []
+    platform.must_add_up(customers, traffic.served)
+
+
 async def test_the_pepper_of_keys_is_replaced_under_load(
     platform: Platform, fleet: Fleet, customers: list[Any]
 ) -> None:
+    """The last of them: the platform, which makes the tests' keys, keeps the old pepper."""
     old = present(fleet, "billing", "KEY_PEPPER")
     steps: list[dict[str, str | None]] = [
         {"KEY_PEPPER_NEXT": NEW_PEPPER},
@@ -123,32 +151,5 @@ async def test_the_pepper_of_keys_is_replaced_under_load(
             await traffic.until(10)
         await traffic.during(lambda: fleet.replace("billing", KEY_PEPPER_PREVIOUS=None), answers=100)
     print(traffic.summary())
-    assert traffic.failures == []
-    platform.must_add_up(customers, traffic.served)
-
-
-async def test_the_roles_that_services_log_in_with_are_replaced_under_load(
-    platform: Platform, fleet: Fleet, customers: list[Any]
-) -> None:
-    def use_new_roles() -> None:
-        for service in ROLES:
-            url = present(fleet, service, "DATABASE_URL")
-            new_url = url.replace(f"darktree_{service}:", f"darktree_{service}_b:")
-            assert new_url != url
-            fleet.replace(service, DATABASE_URL=new_url)
-
-    def say(statement: str) -> None:
-        with psycopg.connect(platform.ready["database_url"], autocommit=True) as connection:
-            for service in ROLES:
-                connection.execute(statement.format(role=f"darktree_{service}").encode())
-
-    async with Traffic(fleet.base_url, customers, CLIENTS, a_chat) as traffic:
-        await traffic.during(lambda: say("CREATE ROLE {role}_b LOGIN PASSWORD 'new' IN ROLE {role}"))
-        await traffic.during(use_new_roles)
-        await traffic.during(lambda: say("ALTER ROLE {role} NOLOGIN"))
-    print(traffic.summary())
-    rows = platform.sql("SELECT DISTINCT usename FROM pg_stat_activity WHERE usename LIKE 'darktree%%'")
-    assert {f"darktree_{service}_b" for service in ROLES} <= {row["usename"] for row in rows}
-    say("ALTER ROLE {role} LOGIN")  # the platform's own services, which the fleet stands beside
     assert traffic.failures == []
     platform.must_add_up(customers, traffic.served)

@@ -386,6 +386,10 @@ def test_an_error_budget_that_burned_no_longer_does_once_nothing_fails(
     eventually(lambda: not prometheus.fires(burnt), f"{burnt} clears", FIRES_SECONDS)
 
 
+def conversation(number: int) -> dict[str, Any]:
+    return SHORT_REQUEST | {"messages": [{"role": "user", "content": f"Hello, number {number}"}]}
+
+
 def test_engines_that_are_away_or_full_and_keys_at_their_limits_are_told(
     platform: Platform, prometheus: Prometheus, background: Background, send: Send, eventually: Eventually
 ) -> None:
@@ -405,6 +409,8 @@ def test_engines_that_are_away_or_full_and_keys_at_their_limits_are_told(
     async def ask() -> None:
         async with aiohttp.ClientSession() as session:
             asked = [(heavy, BURST)] * 8 + [(owner, STREAM)] + [(limited, SHORT_REQUEST)] * 2
+            # Some of them prefer the engine that is away: which one does is the conversations' and the ports' chance.
+            asked += [(owner, conversation(number)) for number in range(12)]
             await asyncio.gather(*(send(session, platform.base_url, who, body) for who, body in asked))
 
     expected = [
