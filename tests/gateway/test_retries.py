@@ -198,6 +198,9 @@ def test_an_engine_that_closes_kept_connections_has_not_failed(lane: Callable[..
     client = lane(engine, ejection_failures=1, ejection_seconds=60)
     assert [each.status_code for each in asked_of_both(client)] == [400] * 8
     assert engine.asked > 8, "some were asked again, on another connection"
+    told = httpx.get(client.client.base_url.copy_with(path="/metrics")).text
+    assert f'darktree_lane_engines{{lane="{client.id}"' in told, "it is a gateway's metrics"
+    assert f'darktree_lane_ejections_total{{lane="{client.id}"' not in told
 
 
 def test_an_engine_that_fails_is_ejected_probed_and_readmitted(
