@@ -1,5 +1,6 @@
 """What the tests stand on: a real Postgres, a fresh database from the real migrations, services on real sockets."""
 
+import gc
 import os
 import tempfile
 import threading
@@ -7,6 +8,8 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +21,7 @@ import uvicorn
 from psycopg import sql
 from pydantic import SecretStr
 from starlette.types import ASGIApp
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 from darktree_kit import migrate, server
 from darktree_kit.wire import BoundedProtocol
@@ -34,6 +38,7 @@ with warnings.catch_warnings():
 START_TIMEOUT_SECONDS = 20
 MEMORY = Path("/dev/shm")
 MEMORY_BYTES = 8 << 30  # what a run may leave there before it ends
+CHAINS = ("tests/platform/", "tests/cli/", "tests/vllm/")
 TEMPLATE = "darktree_template"
 GATEWAY_TOKEN = "gateway-token-of-the-tests"
 BILLING_TOKEN = "billing-token-of-the-tests"
@@ -56,7 +61,32 @@ def _keep_in_memory() -> None:
         os.environ["TMPDIR"], tempfile.tempdir = str(MEMORY), None
 
 
+def _read_authorities_once() -> None:
+    """Let one list of certificate authorities do: httpx, and OpenAI's library, read it for 30 ms for each client."""
+    for package in ("httpx", "httpx2"):
+        transports: Any = import_module(f"{package}._transports.default")
+        transports.create_ssl_context = cache(transports.create_ssl_context)
+
+
 _keep_in_memory()
+_read_authorities_once()
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays: it need not be looked through again and again for garbage."""
+    gc.collect()
+    gc.freeze()
+
+
+class Chains(LoadFileScheduling):  # type: ignore[misc]
+    """Files are spread over the workers; a chain's stay together: its platforms, or engines, never run at once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return next((chain for chain in CHAINS if nodeid.startswith(chain)), super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Chains:
+    return Chains(config, log)
 
 
 class TestDatabase:

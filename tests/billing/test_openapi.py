@@ -1,5 +1,6 @@
 """What billing does is what its OpenAPI description says, for requests that nobody thought of."""
 
+import os
 import warnings
 from typing import Any
 
@@ -66,7 +67,12 @@ LABELS = [
     "GET /admin/closes/{month}/pack.zip",
     "GET /admin/closes/{month}/preview.zip",
 ]
-EXAMPLES = settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+EXAMPLES = settings(
+    max_examples=100 if "SOAK" in os.environ else 12,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
 
 
 @pytest.fixture(scope="module")

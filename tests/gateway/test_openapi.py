@@ -1,5 +1,6 @@
 """What the gateway does is what its OpenAPI description says, for requests that nobody thought of."""
 
+import os
 import warnings
 from typing import Any
 
@@ -33,7 +34,11 @@ LABELS = [
     "GET /v1/ledger/keys",
 ]
 EXAMPLES = settings(
-    max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=200 if "SOAK" in os.environ else 20,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
 )
 
 

@@ -1,5 +1,6 @@
 """What the ledger does is what its OpenAPI description says, for requests that nobody thought of."""
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -51,7 +52,11 @@ LABELS = [
 ]
 TAKES_NOTHING = {CHECK, "GET /v1/months", "GET /v1/reconciliation", "GET /log/checkpoint", "GET /log/keys"}
 EXAMPLES = settings(
-    max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=200 if "SOAK" in os.environ else 20,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
 )
 # Which caller may send which operation, as the ledger's page says.
 GATEWAY_OPERATIONS = {"hold", "renew", "settle", "void", "show"}

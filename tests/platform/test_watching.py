@@ -349,8 +349,16 @@ def test_a_row_that_was_tampered_with_pages_as_past_its_limit_and_as_different_f
 
 
 def test_what_ends_by_itself_is_told_in_time_and_events_that_stripe_never_sent_are_noticed(
-    platform: Platform, alerts: Any, edge: Edge, background: Background, send: Send
+    platform: Platform,
+    prometheus: Prometheus,
+    alerts: Any,
+    edge: Edge,
+    background: Background,
+    send: Send,
+    eventually: Eventually,
 ) -> None:
+    none_yet = 'darktree_stripe_webhooks_total{result="forged"} == 0'
+    eventually(lambda: prometheus.told(none_yet), "it was told that there is none yet")
     forgetful = platform.customer(cap_tokens=1_000_000)
     expires_at = (datetime.now(UTC) + timedelta(days=3)).isoformat()
     key = platform.admin("POST", f"/customers/{forgetful.id}/keys", name="ends", expires_at=expires_at)

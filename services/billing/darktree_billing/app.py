@@ -31,7 +31,7 @@ from darktree_billing.reconciliation import Tolerance
 from darktree_billing.selling import selling
 from darktree_billing.settings import Settings
 from darktree_billing.team import pages as team_pages
-from darktree_kit.app import create_app
+from darktree_kit.app import add_routes, create_app
 from darktree_kit.auth import Callers
 from darktree_kit.db import Database
 from darktree_ledger.sharding import connect
@@ -94,15 +94,18 @@ def make_app(settings: Settings) -> FastAPI:
     app.state.seller_name = settings.seller_name
     app.state.public_url = settings.public_url
     app.state.books_key = load_books_key(settings.books_key_file)
-    app.include_router(internal.router)
-    app.include_router(admin.router)
-    app.include_router(backups.router)
-    app.include_router(close_api.router)
-    app.include_router(statement_api.router)
-    app.include_router(members_api.router)
-    app.include_router(requests_api.router)
-    app.include_router(payments_api.router)
-    app.include_router(webhooks.router)
+    for part in (
+        internal,
+        admin,
+        backups,
+        close_api,
+        statement_api,
+        members_api,
+        requests_api,
+        payments_api,
+        webhooks,
+    ):
+        add_routes(app, part.router)
     pages.install(app, settings)
     team_pages.install(app)
     return app

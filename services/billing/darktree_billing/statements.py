@@ -31,7 +31,7 @@ from darktree_ledger.checkpoints import parse_checkpoint
 from darktree_ledger.client import LedgerClient
 from darktree_ledger.errors import NotInTheLog
 from darktree_ledger.receipts import LogKeyView
-from darktree_ledger.schemas import MAX_PAGE, CapChangeView
+from darktree_ledger.schemas import MAX_PAGE, AccountView, CapChangeView, DayView
 
 ENTRIES_IN_MEMORY_BYTES = 4_000_000  # more go to a temporary file
 
@@ -59,8 +59,10 @@ async def statement(
                 ledger.as_of(customer_id, period.start), ledger.closed_months()
             )
             closed = {f"{month.month:%Y-%m}": month for month in months}
-            totals, count = await _fold(ledger, period, opening, entries)
-            sections = await _sections(ledger, customer, period, seller, totals, closed)
+            (totals, count), standing = await asyncio.gather(
+                _fold(ledger, period, opening, entries), _standing(ledger, customer_id, period)
+            )
+            sections = _sections(customer, period, seller, totals, standing, closed)
             sections["chain"] = {
                 "opening": {"seq": opening.seq, "head": opening.head},
                 "closing": {"seq": totals.seq, "head": totals.head},
@@ -101,21 +103,28 @@ async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield rest
 
 
-async def _sections(
-    ledger: LedgerClient,
+async def _standing(
+    ledger: LedgerClient, customer_id: str, period: Period
+) -> tuple[AccountView, list[CapChangeView], list[DayView]]:
+    """Return what a statement tells that follows from no entry: the account now, its caps, and its days."""
+    return await asyncio.gather(
+        ledger.account(customer_id),
+        _cap_changes(ledger, customer_id, period),
+        ledger.days(customer_id, period.first_day, period.last_day),
+    )
+
+
+def _sections(
     customer: Customer,
     period: Period,
     seller: str,
     totals: Totals,
+    standing: tuple[AccountView, list[CapChangeView], list[DayView]],
     closed: dict[str, ClosedMonth],
 ) -> dict[str, Any]:
     months = {str(Month(day.year, day.month)) for day in period.days}
     sections = totals.sections()
-    account, changes, days = await asyncio.gather(
-        ledger.account(customer.id),
-        _cap_changes(ledger, customer.id, period),
-        ledger.days(customer.id, period.first_day, period.last_day),
-    )
+    account, changes, days = standing
     is_running = account.day <= period.last_day
     sections["statement"] = {
         "format": FORMAT,

@@ -29,7 +29,7 @@ from darktree_gateway.serving import Service
 from darktree_gateway.settings import Settings
 from darktree_gateway.upstream import Upstream
 from darktree_gateway.waking import Waking
-from darktree_kit.app import Readiness, create_app
+from darktree_kit.app import Readiness, add_routes, create_app
 from darktree_kit.cluster import Cluster
 from darktree_kit.errors import ApiError, NotFound, Unavailable
 from darktree_ledger.client import LedgerClient
@@ -61,9 +61,7 @@ def make_app(settings: Settings) -> FastAPI:
         before=[partial(HotPath, private_port=settings.private_port)],
         trust_request_id=False,
     )
-    app.include_router(usage.router)
-    app.include_router(ledger_api.router)
-    app.include_router(counting.router)
+    add_routes(app, usage.router, ledger_api.router, counting.router)
     description.describe_completions(app)
     return app
 

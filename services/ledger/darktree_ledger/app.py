@@ -12,7 +12,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, FastAPI, Path, Query
 from sqlalchemy import text
 
-from darktree_kit.app import create_app
+from darktree_kit.app import add_routes, create_app
 from darktree_kit.auth import Callers, require
 from darktree_kit.db import Calls, Database, Session
 from darktree_kit.openapi import refusals
@@ -56,7 +56,7 @@ MAX_REAPED_CUSTOMERS = 500
 _log = logging.getLogger(__name__)
 _Caller = Annotated[str, Depends(require("gateway", "billing"))]
 _CustomerId = Annotated[AccountId, Path()]
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", responses=refusals(400, 401, 403, 404, 413, 503))
 
 
 def make_app(settings: Settings) -> FastAPI:
@@ -97,12 +97,8 @@ def make_app(settings: Settings) -> FastAPI:
             "billing": settings.billing_token.get_secret_value(),
         }
     )
-    app.include_router(router, responses=refusals(400, 401, 403, 404, 413, 503))
-    app.include_router(books_api.router, responses=refusals(400, 401, 403, 404, 409, 503))
-    app.include_router(usage.router)
-    app.include_router(proofs.router)
-    app.include_router(reconciliation.router)
-    app.include_router(log_entries.router)
+    add_routes(app, router, books_api.router, usage.router, proofs.public, proofs.router)
+    add_routes(app, reconciliation.router, log_entries.router)
     batches.describe(app)
     return app
 

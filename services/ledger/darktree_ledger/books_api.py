@@ -11,6 +11,7 @@ from pydantic import AwareDatetime
 from darktree_kit.auth import require
 from darktree_kit.db import Database, Session
 from darktree_kit.errors import BadRequest
+from darktree_kit.openapi import refusals
 from darktree_ledger import books
 from darktree_ledger.accounts import must_exist
 from darktree_ledger.books_schemas import AsOf, ClosedMonth, MonthBalance, MonthTotals, TrialBalanceRow
@@ -28,7 +29,12 @@ def _month(
 _Month = Annotated[date, Depends(_month)]
 _Instant = Annotated[AwareDatetime, Query(description="RFC 3339, with its offset.")]
 _CustomerId = Annotated[AccountId, Path()]
-router = APIRouter(prefix="/v1", tags=["books"], dependencies=[Depends(require("billing"))])
+router = APIRouter(
+    prefix="/v1",
+    tags=["books"],
+    dependencies=[Depends(require("billing"))],
+    responses=refusals(400, 401, 403, 404, 409, 503),
+)
 
 
 def _json_lines(lines: AsyncIterator[bytes]) -> StreamingResponse:

@@ -31,9 +31,8 @@ _Caller = Annotated[str, Depends(require("gateway", "billing"))]
 _CustomerId = Annotated[CustomerId, Query()]
 _Seq = Annotated[int, Query(ge=1, le=MAX_SIZE)]
 _Size = Annotated[int, Query(ge=1, le=MAX_SIZE)]
-router = APIRouter()
 public = APIRouter(prefix="/log", tags=["log"], responses=refusals(400, 404, 503))
-_proofs = APIRouter(prefix="/v1/proofs", tags=["proofs"], responses=refusals(400, 401, 403, 404, 503))
+router = APIRouter(prefix="/v1/proofs", tags=["proofs"], responses=refusals(400, 401, 403, 404, 503))
 
 
 @public.get("/checkpoint", response_class=Response, responses=_NOTE)
@@ -71,7 +70,7 @@ async def read_keys(session: Session, response: Response) -> list[LogKeyView]:
     return await log.keys(session)
 
 
-@_proofs.get("/inclusion")
+@router.get("/inclusion")
 async def prove_inclusion(
     customer_id: _CustomerId, seq: _Seq, session: Session, _: _Caller, size: _Size | None = None
 ) -> InclusionProof:
@@ -79,13 +78,13 @@ async def prove_inclusion(
     return await log.inclusion(session, customer_id, seq, size)
 
 
-@_proofs.get("/consistency")
+@router.get("/consistency")
 async def prove_consistency(first: _Size, second: _Size, session: Session, _: _Caller) -> ConsistencyProof:
     """Prove that the log of `first` entries is the beginning of the log of `second`."""
     return await log.consistency(session, first, second)
 
 
-@_proofs.get("/receipt")
+@router.get("/receipt")
 async def read_receipt(customer_id: _CustomerId, seq: _Seq, session: Session, _: _Caller) -> Receipt:
     """Return an entry with what proves that the newest checkpoint covers it."""
     return await log.receipt(session, customer_id, seq)
@@ -97,7 +96,3 @@ def parse_place(place: str) -> tuple[int, int]:
     if match is None or match[1].startswith("x000/") or int(match[2] or 1) >= TILE_WIDTH:
         raise NotInTheLog("No tile has this path.")
     return int(re.sub("[x/]", "", match[1])), int(match[2] or TILE_WIDTH)
-
-
-router.include_router(public)
-router.include_router(_proofs)

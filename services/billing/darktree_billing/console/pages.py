@@ -30,6 +30,7 @@ from darktree_billing.console.mail import make_post
 from darktree_billing.console.shell import WELCOME, render, to_sign_in
 from darktree_billing.settings import Settings
 from darktree_kit import clock
+from darktree_kit.app import add_routes
 from darktree_kit.errors import ApiError
 
 Handler = Callable[[Request, Any], Awaitable[Response]]
@@ -43,7 +44,7 @@ def install(app: FastAPI, settings: Settings) -> None:
     app.state.post = make_post(settings)
     app.state.address_limit = AddressLimit(settings.links_per_address, clock.monotonic)
     for part in (sign_in, home, usage, entries, keys_page, buy, statements, cap, budget, dedicated, people):
-        app.include_router(part.router)
+        add_routes(app, part.router)
     for kind in (ApiError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _as_page(app.exception_handlers[kind]))  # type: ignore[arg-type]
 

@@ -5,6 +5,7 @@ from starlette.responses import RedirectResponse
 
 from darktree_billing.console.shell import TEAM_HOME
 from darktree_billing.team import customer, directory, events, holds, home, lanes, orders, wishes
+from darktree_kit.app import add_routes
 
 router = APIRouter(include_in_schema=False)
 
@@ -16,6 +17,6 @@ async def front_door() -> RedirectResponse:
 
 def install(app: FastAPI) -> None:
     """Add the team's pages to an application that has the console."""
-    app.include_router(router)
+    add_routes(app, router)
     for part in (home, directory, customer, wishes, holds, orders, events, lanes):
-        app.include_router(part.router)
+        add_routes(app, part.router)
