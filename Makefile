@@ -36,7 +36,7 @@ up: install ## Serve everything on this machine (ARGS="--gateways 2 --port 9000"
 
 # Three at a time: most tests wait for processes that they start. What may not run at once: `CHAINS` in tests/conftest.py.
 test: install ## Run every test (ARGS="tests/ledger -x")
-	$(BIN)/python -m pytest --numprocesses 3 $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --no-loadscope-reorder $(ARGS)
 
 soak: install ## Run what takes longer: payments' events in every order, rolling restarts, gateways for long (REQUESTS=1000000)
 	SOAK=1 $(BIN)/python -m pytest --timeout 3000 -s tests/billing/test_payment_chaos.py tests/platform/test_rolling.py tests/platform/test_soak.py tests/ledger/test_openapi.py tests/billing/test_openapi.py tests/gateway/test_openapi.py $(ARGS)

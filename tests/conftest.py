@@ -78,11 +78,20 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def _chain_of(nodeid: str) -> str | None:
+    return next((chain for chain in CHAINS if nodeid.startswith(chain)), None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the chains, the longest first: at the end every worker has something short to do."""
+    items.sort(key=lambda item: (*CHAINS, None).index(_chain_of(item.nodeid)))
+
+
 class Chains(LoadFileScheduling):  # type: ignore[misc]
     """Files are spread over the workers; a chain's stay together: its platforms, or engines, never run at once."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return next((chain for chain in CHAINS if nodeid.startswith(chain)), super()._split_scope(nodeid))
+        return _chain_of(nodeid) or super()._split_scope(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Chains:

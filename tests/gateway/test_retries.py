@@ -149,6 +149,18 @@ def test_an_engine_that_refuses_connections_is_passed_over(platform: Any, lane: 
         assert len(client.usage()) == ATTEMPTS
 
 
+def test_a_count_is_asked_of_another_engine_too_and_that_is_told(
+    platform: Any, lane: Callable[..., Any]
+) -> None:
+    with nowhere() as url:
+        client = lane(url, platform.simulator_url)
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}
+        counts = [client.client.post("/v1/tokenize", json=body) for _ in range(3)]
+        assert [each.status_code for each in counts] == [200] * 3
+        told = httpx.get(client.client.base_url.copy_with(path="/metrics")).text
+        assert f'darktree_gateway_retries_total{{lane="{client.id}",reason="unreachable"}} 1.0' in told
+
+
 @pytest.mark.parametrize(
     ("how", "status", "code"),
     [(reset, 503, "lane_unavailable"), (say(answer("503 Service Unavailable")), 503, "lane_unavailable")],

@@ -173,10 +173,13 @@ class Upstream:
 
     async def _count(self, lane: Lane, ask: Ask, body: bytes) -> tuple[int, int]:
         unreachable: str | None = None
+        reason = ""
         for last_try in (False, True):
             engine = self.balancer.choose(lane.endpoints, but_not=unreachable)
             if engine is None:
                 break
+            if last_try:
+                metrics.RETRIES.labels(lane.name, reason).inc()
             try:
                 async with asyncio.timeout(COUNT_TIMEOUT_SECONDS):
                     answer = await self._connections.ask(
@@ -191,7 +194,7 @@ class Upstream:
             except (KeyError, TypeError) as error:
                 raise EngineError from error
             except Exception as error:
-                unreachable, _ = self._judge(error, lane, engine)
+                unreachable, reason = self._judge(error, lane, engine)
         raise LaneUnavailable
 
     async def is_there(self, url: str) -> bool:
