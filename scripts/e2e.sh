@@ -4,6 +4,7 @@
 #   PUSH           a command that takes names of local images and gives them to the cluster's nodes; known for kind
 #   E2E_ENTRY      the address of the controller for Gateways and Ingresses, such as http://10.0.0.2
 #   E2E_GATEWAY    namespace/name of a Gateway with a listener for any host; E2E_INGRESS_CLASS: the Ingress class
+#   E2E_NODE       how a command is run on a node, such as `docker exec NODE`, or `env` on the node itself: its processes are killed
 #   E2E_PREVIOUS   a commit to upgrade from; without it the same code under another name
 #   E2E_IMAGE, E2E_PREVIOUS_IMAGE: images that are built already
 #   E2E_KEEP=1     leave everything installed
@@ -17,6 +18,7 @@ if [ -z "${KUBECONFIG:-}" ]; then
 		exit 1
 	}
 	export KUBECONFIG="$PWD/build/kind.kubeconfig" PUSH="kind load docker-image --name darktree-e2e"
+	export E2E_NODE="docker exec darktree-e2e-control-plane"
 	kind get clusters | grep -qx darktree-e2e || kind create cluster --name darktree-e2e --wait 120s
 fi
 : "${PUSH:?must be the command that gives images to the nodes, such as: kind load docker-image}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import time
 from typing import Any
 from uuid import UUID
@@ -222,6 +223,35 @@ def test_pods_killed_under_load_lose_no_usage(entry: Entry, customer: Any, timin
             timings.say(f"killed {what} under load: {len(load.failures) - failed} requests failed for good")
             kubectl("wait", "--for=condition=Ready", "pod", "--selector", f"app.kubernetes.io/instance={RELEASE}",
                     "--field-selector=status.phase!=Succeeded", "--timeout=180s")  # fmt: skip
+    timings.say(f"  {len(load.answered)} answered, HTTP answers by status {dict(load.attempts)}")
+    unseen = _nothing_is_lost(load, before, charged(customer.id))
+    timings.say(f"  lines whose answers the kills cut off: {len(unseen)}")
+
+
+# What runs on a node, as `pkill` finds it: the newest of each.
+PROCESSES = {
+    "a gateway's process": "-m darktree_gateway",
+    "a ledger's process": "-m darktree_ledger$",
+    "the sealer's process": "-m darktree_ledger.sealer",
+    "billing's process": "-m darktree_billing",
+    "the operator's process": "-m darktree_operator",
+    "an engine's process": "-m darktree_simulator",
+}
+
+
+@pytest.mark.skipif("E2E_NODE" not in os.environ, reason="E2E_NODE does not say how a command runs on a node")
+def test_processes_killed_on_a_node_under_load_lose_no_usage(
+    entry: Entry, customer: Any, timings: Timings
+) -> None:
+    node = shlex.split(os.environ["E2E_NODE"])
+    before = charged(customer.id)
+    with Load(f"{entry.url}/v1", API_HOST, customer.key, STANDARD) as load:
+        load.wait_for(20)
+        for what, pattern in PROCESSES.items():
+            failed = len(load.failures)
+            run(*node, "pkill", "-KILL", "--newest", "--full", "--", pattern)
+            load.wait_for(15, 180)
+            timings.say(f"killed {what} under load: {len(load.failures) - failed} requests failed for good")
     timings.say(f"  {len(load.answered)} answered, HTTP answers by status {dict(load.attempts)}")
     unseen = _nothing_is_lost(load, before, charged(customer.id))
     timings.say(f"  lines whose answers the kills cut off: {len(unseen)}")
