@@ -34,9 +34,7 @@ WEBHOOKS = Counter(
     ["result"],
 )
 for _result in ("new", "repeated", "forged", "off"):
-    WEBHOOKS.labels(
-        _result
-    )  # at 0 from the beginning: a series that begins with its first event has not increased
+    WEBHOOKS.labels(_result)  # at 0: a series that begins with its first event has not increased
 EVENTS_HANDLED = Counter(
     "darktree_stripe_events_handled_total", "Attempts at events: done, ignored, failed, dead.", ["result"]
 )
