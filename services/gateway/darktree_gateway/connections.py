@@ -14,7 +14,7 @@ is closed, and so the engine stops.
 
 import asyncio
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import cast
@@ -51,7 +51,7 @@ class Broken(OSError):
 class Answer:
     """What one engine answers to one request."""
 
-    __slots__ = ("_connection", "_ended", "_error", "_parts", "_size", "_waiter", "status")
+    __slots__ = ("_connection", "_ended", "_error", "_parts", "_size", "_taker", "_waiter", "status")
 
     def __init__(self, connection: "Connection") -> None:
         self.status = 0  # none has come
@@ -61,6 +61,7 @@ class Answer:
         self._ended = False
         self._error: OSError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._taker: Callable[[bytes], bool] | None = None
 
     async def begin(self) -> None:
         """Wait for the status. Raises CutOff or Broken."""
@@ -77,6 +78,25 @@ class Answer:
             if self._ended:
                 return b""
             await self._wait()
+        return self._all_parts()
+
+    async def pass_on(self, taker: Callable[[bytes], bool]) -> None:
+        """Call `taker` with what comes, as it comes, until it returns False or nothing more comes.
+
+        Nobody is woken for a part, which costs more than most parts themselves. `read` goes on where this ends, and
+        says why when the answer broke off. What `taker` raises is raised here.
+        """
+        if self._parts and not taker(self._all_parts()):
+            return
+        if self._ended:
+            return
+        self._taker = taker
+        try:
+            await self._wait()
+        finally:
+            self._taker = None
+
+    def _all_parts(self) -> bytes:
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
         if self._size > READ_BUFFER_BYTES and self._connection is not None:
@@ -106,11 +126,24 @@ class Answer:
         self._wake()
 
     def take(self, part: bytes) -> bool:
-        """Keep a part of the body, and return whether no more should be read for now."""
+        """Keep a part of the body, or pass it on; return whether no more should be read for now."""
+        if self._taker is not None:
+            self._pass_on(part, self._taker)
+            return False
         self._parts.append(part)
         self._size += len(part)
         self._wake()
         return self._size > READ_BUFFER_BYTES
+
+    def _pass_on(self, part: bytes, taker: Callable[[bytes], bool]) -> None:
+        try:
+            if taker(part):
+                return
+        except Exception as error:
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_exception(error)
+        self._taker = None
+        self._wake()
 
     def end(self, error: OSError | None = None) -> None:
         self._connection = None

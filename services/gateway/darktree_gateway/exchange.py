@@ -4,6 +4,8 @@ A client that leaves ends its generation at once and pays for what was generated
 answer of which nothing was delivered because the engine failed.
 """
 
+from collections.abc import Callable
+
 from starlette.types import Receive, Scope, Send
 
 from darktree_gateway import metrics, requests
@@ -59,6 +61,7 @@ class Exchange:
         self._send = send
         self._asked_headers: list[tuple[bytes, bytes]] = scope["headers"]
         self._when_left: WhenLeft | None = scope["state"].get("when_left")
+        self._say: Callable[[bytes], bool] = scope["state"].get("say", _never)
         try:
             await self._run(scope["state"]["request_id"], receive)
         finally:
@@ -110,16 +113,27 @@ class Exchange:
             self._generation = None
 
     async def _relay(self, generation: Generation) -> None:
+        """Pass on what the engine says. Nothing is waited for while the client keeps up."""
         answer = self._answer
-        first = True
+        unsaid: list[bytes] = []  # what the client has to be waited for, one part at most
+
+        def take(data: bytes) -> bool:
+            if out := answer.feed(data):
+                alive.sent()
+                if not self._say(out):
+                    unsaid.append(out)
+            return not (unsaid or answer.done or answer.error is not None)
+
         with KeepAlive(self._keep_alive_seconds, self._send_part) as alive:
+            first = True
             while data := await generation.read():
                 if first:
                     self._record.end_phase()
                     first = False
-                if out := answer.feed(data):
-                    alive.sent()
-                    await self._send_part(out)
+                if take(data):
+                    await generation.pass_on(take)
+                if unsaid:
+                    await self._send_part(unsaid.pop())
                 if answer.done or answer.error is not None:
                     return
 
@@ -191,6 +205,11 @@ class Exchange:
         if self._admitted.clamped:
             headers["x-darktree-clamped-max-tokens"] = str(self._admitted.max_tokens)
         return headers | self._record.headers(self._asked_headers)
+
+
+def _never(_: bytes) -> bool:
+    """What says nothing at once: a server that is not ours."""
+    return False
 
 
 def _encoded(headers: Headers) -> list[tuple[bytes, bytes]]:

@@ -66,6 +66,10 @@ class Generation:
             self._broke = True
             raise EngineError from error
 
+    async def pass_on(self, taker: Callable[[bytes], bool]) -> None:
+        """Call `taker` with what arrives, as it arrives, until it returns False or nothing more comes; then `read`."""
+        await self._answer.pass_on(taker)
+
     def close(self) -> None:
         """Let go of the engine. Unless the answer has ended, this closes the connection: the engine stops."""
         self.engine.outstanding -= 1

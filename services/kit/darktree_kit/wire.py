@@ -1,7 +1,8 @@
 """What uvicorn leaves unbounded: how large the head of a request is, and how long a request takes to come.
 
 Without these a few connections that send a byte now and then, or headers without an end, hold a server's memory and
-descriptors for ever.
+descriptors for ever. What an application is told beside ASGI's own is in its scope's state: `when_left`, and `say` of
+the request's cycle.
 """
 
 import asyncio
@@ -10,6 +11,8 @@ from functools import partial
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from darktree_kit.cycle import Cycle
 
 MAX_HEAD_BYTES = 64 * 1024  # beyond the read in which the head began
 READ_SECONDS = 60.0  # for a request, head and body, to arrive whole
@@ -75,8 +78,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        self.scope["state"]["when_left"] = self.when_left
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not before:
+            self.cycle.__class__ = Cycle  # uvicorn makes its own by name; nothing has run of it yet
+            state: dict[str, Any] = self.scope["state"]
+            state["when_left"], state["say"] = self.when_left, self.cycle.say
 
     def on_message_complete(self) -> None:
         self._since = None
