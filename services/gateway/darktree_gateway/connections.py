@@ -51,10 +51,11 @@ class Broken(OSError):
 class Answer:
     """What one engine answers to one request."""
 
-    __slots__ = ("_connection", "_ended", "_error", "_parts", "_size", "_taker", "_waiter", "status")
+    __slots__ = ("_connection", "_ended", "_error", "_loop", "_parts", "_size", "_taker", "_waiter", "status")
 
-    def __init__(self, connection: "Connection") -> None:
+    def __init__(self, connection: "Connection", loop: asyncio.AbstractEventLoop) -> None:
         self.status = 0  # none has come
+        self._loop = loop
         self._connection: Connection | None = connection
         self._parts: list[bytes] = []
         self._size = 0
@@ -111,7 +112,7 @@ class Answer:
             self._connection = None
 
     async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = self._loop.create_future()
         try:
             await self._waiter
         finally:
@@ -264,7 +265,7 @@ class Connection(asyncio.Protocol):
         self._kept = False
 
     def ask(self, request: bytes) -> Answer:
-        self._answer = answer = Answer(self)
+        self._answer = answer = Answer(self, self._loop)
         self._head_bytes = 0
         self.heard_at = self._loop.time()
         self._transport.write(request)

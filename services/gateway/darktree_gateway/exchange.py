@@ -5,6 +5,7 @@ answer of which nothing was delivered because the engine failed.
 """
 
 from collections.abc import Callable
+from functools import cache
 
 from starlette.types import Receive, Scope, Send
 
@@ -199,7 +200,7 @@ class Exchange:
     def _headers(self, account: Result, *, charged: bool) -> Headers:
         headers = limit_headers(account) | {"x-darktree-lane": _printable(self._lane.name)}
         if charged:
-            headers["x-darktree-entry-id"] = str(self._admitted.held.entry_id)
+            headers["x-darktree-entry-id"] = self._record.entry_id or ""
         if self._ask.max_tokens != self._admitted.max_tokens:
             headers["x-darktree-max-tokens"] = str(self._admitted.max_tokens)
         if self._admitted.clamped:
@@ -216,5 +217,7 @@ def _encoded(headers: Headers) -> list[tuple[bytes, bytes]]:
     return [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
 
 
+@cache
 def _printable(text: str) -> str:
+    """Return a lane's name as a header may have it."""
     return "".join(character if " " <= character <= "~" else "?" for character in text)
