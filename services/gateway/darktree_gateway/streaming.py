@@ -125,7 +125,7 @@ class Relay:
                 self._take_decoded(event, out)
                 return
             self._meter.see(int(place[1]), *used)
-        self._pass_on(event if self._ask.continuous_usage else head + b"}", _FINISHES in head, out)
+        self._pass_on(event if self._ask.continuous_usage else head + b"}", head.find(_FINISHES) >= 0, out)
 
     def _take_decoded(self, event: bytes, out: list[bytes]) -> None:
         try:
