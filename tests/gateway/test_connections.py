@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -118,6 +118,64 @@ async def test_an_answer_is_the_same_wherever_its_bytes_are_cut(data: bytes) -> 
         for _ in ways:
             answer = await asked.ask(url, "POST", HEADERS, b"{}")
             assert (answer.status, await whole(answer)) == (200, BODY)
+
+
+@pytest.mark.parametrize("data", [PLAIN, CHUNKED], ids=["plain", "chunked"])
+async def test_what_is_passed_on_as_it_comes_is_the_same_as_what_is_read(data: bytes) -> None:
+    ways = splits_of(data)
+
+    async def script(number: int, peer: Peer) -> None:
+        for pieces in ways:
+            await peer.request()
+            await peer.say(*pieces)
+        await peer.left()
+
+    async with engine(script) as (url, asked):
+        for way in range(len(ways)):
+            answer, heard = await asked.ask(url, "POST", HEADERS, b"{}"), bytearray()
+            stops = iter([False, True, False] if way % 2 else [])
+
+            def take(part: bytes, heard: bytearray = heard, stops: Iterator[bool] = stops) -> bool:
+                heard += part
+                return next(stops, True)
+
+            while part := await answer.read():
+                heard += part
+                await answer.pass_on(take)
+            assert bytes(heard) == BODY
+
+
+async def test_who_takes_may_fail_and_an_answer_that_breaks_off_is_for_the_reader_to_learn() -> None:
+    async def script(number: int, peer: Peer) -> None:
+        await peer.request()
+        await peer.say(CHUNKED[:-30])
+        await peer.left()
+
+    def fail(part: bytes) -> bool:
+        raise ValueError(part)
+
+    async with engine(script) as (url, asked):
+        answer = await asked.ask(url, "POST", HEADERS)
+        with pytest.raises(ValueError, match="Predictable"):
+            await answer.pass_on(fail)
+        answer.close()
+    heard: list[bytes] = []
+
+    def take(part: bytes) -> bool:
+        heard.append(part)
+        return True
+
+    async def half(number: int, peer: Peer) -> None:
+        await peer.request()
+        await peer.say(CHUNKED[:-30])
+
+    async with engine(half) as (url, asked):
+        answer = await asked.ask(url, "POST", HEADERS)
+        await answer.pass_on(take)
+        assert BODY.startswith(b"".join(heard))
+        assert heard
+        with pytest.raises(Broken):
+            await answer.read()
 
 
 async def test_a_request_is_said_as_http_and_reaches_the_engine_in_one_piece() -> None:

@@ -16,6 +16,8 @@ from darktree_kit.wire import BoundedProtocol
 READ_SECONDS = 0.4
 MAX_HEAD_BYTES = 8_192
 DEADLINE_SECONDS = 10.0
+PART_BYTES = 100_000
+FLOOD_PARTS = 400
 TARGET = b"POST /first HTTP/1.1\r\nHost: a\r\n"
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -34,6 +36,8 @@ class Echo:
     def __init__(self) -> None:
         self.paths: list[str] = []
         self.names: set[bytes] = set()
+        self.answers = {"/chunks": self._speak, "/split": self._split, "/flood": self._flood}
+        self.said: list[bool] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,6 +56,9 @@ class Echo:
         if scope["path"] == "/watched":
             await self._watch(scope)
             return
+        if scope["path"] in self.answers:
+            await self.answers[scope["path"]](scope, send)
+            return
         if scope["path"] == "/slow":
             until = time.monotonic() + 3 * READ_SECONDS
             while time.monotonic() < until:
@@ -60,6 +67,29 @@ class Echo:
         length = (b"content-length", str(len(content)).encode())
         await send({"type": "http.response.start", "status": 200, "headers": [length]})
         await send({"type": "http.response.body", "body": content})
+
+    async def _speak(self, scope: Scope, send: Send) -> None:
+        """Say parts at once, before there is anything to go on with, while there is, and when all is said."""
+        say = scope["state"]["say"]
+        self.said = [say(b"too early")]
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        self.said += [say(b"bc"), say(b"def")]
+        await send({"type": "http.response.body", "body": b"g"})
+        self.said.append(say(b"too late"))
+
+    async def _split(self, scope: Scope, send: Send) -> None:
+        """Try to say a header inside a header; what the query says."""
+        value = b"a\r\nx-other: b" if scope["query_string"] == b"line" else b"a\0b"
+        headers = [(b"content-length", b"2"), (b"x-said", value)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def _flood(self, scope: Scope, send: Send) -> None:
+        """Say so much that the client has to be waited for; then wait for it."""
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        self.said = [scope["state"]["say"](b"x" * PART_BYTES) for _ in range(FLOOD_PARTS)]
+        await send({"type": "http.response.body", "body": b"y"})
 
     async def _watch(self, scope: Scope) -> None:
         """Wait to be told twice that the client has left: while it is there, and when it has gone already."""
@@ -240,3 +270,47 @@ def test_what_follows_the_last_chunk_is_no_header(connection: socket.socket, ech
 
 def test_the_bounds_of_the_services_let_ordinary_clients_through() -> None:
     assert (BoundedProtocol.max_head_bytes, BoundedProtocol.read_seconds) == (65_536, 60.0)
+
+
+def test_parts_said_at_once_are_chunks_of_the_answer_where_it_goes_on(
+    connection: socket.socket, echo: Echo
+) -> None:
+    connection.sendall(b"GET /chunks HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    head, _, body = rest_of(connection).partition(b"\r\n\r\n")
+    assert head.lower().count(b"connection: close") == 1
+    assert body == b"1\r\na\r\n2\r\nbc\r\n3\r\ndef\r\n1\r\ng\r\n0\r\n\r\n"
+    assert echo.said == [False, True, True, False]
+
+
+def test_a_client_that_does_not_keep_up_is_waited_for_and_loses_nothing(
+    connection: socket.socket, echo: Echo
+) -> None:
+    echo.said = []
+    connection.sendall(b"GET /flood HTTP/1.1\r\nHost: a\r\n\r\n")
+    until = time.monotonic() + DEADLINE_SECONDS
+    while len(echo.said) < FLOOD_PARTS:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert echo.said[0] is True
+    assert echo.said[-1] is False
+    told = b""
+    while not told.endswith(b"1\r\ny\r\n0\r\n\r\n"):
+        part = connection.recv(1_000_000)
+        assert part
+        told += part
+    assert told.count(b"x") == PART_BYTES * sum(echo.said)
+
+
+@pytest.mark.parametrize("what", ["line", "nought"])
+def test_an_answers_header_cannot_bring_a_line_of_its_own(connection: socket.socket, what: str) -> None:
+    connection.sendall(b"GET /split?%b HTTP/1.1\r\nHost: a\r\n\r\n" % what.encode())
+    told = rest_of(connection)
+    assert b"x-other" not in told
+    assert b"ok" not in told
+
+
+def test_the_head_of_an_answer_to_head_comes_alone(connection: socket.socket) -> None:
+    connection.sendall(b"HEAD /first HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    told = rest_of(connection)
+    assert told.startswith(b"HTTP/1.1 200")
+    assert told.endswith(b"content-length: 1\r\n\r\n")

@@ -61,5 +61,7 @@ class Watch:
     ) -> None:
         self._over = True
         self._listen_no_more()
-        if self._reason is not None and self._main.uncancel() <= 0 and kind is asyncio.CancelledError:
+        main = self._main
+        del self._listen_no_more, self._main  # they lead back here: only the garbage collector would find them
+        if self._reason is not None and main.uncancel() <= 0 and kind is asyncio.CancelledError:
             raise self._reason from None
