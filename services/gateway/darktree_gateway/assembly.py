@@ -26,12 +26,13 @@ _DIGITS_ALIKE = bytes.maketrans(b"123456789", b"0" * 9)
 _ONLY_TEXT = (
     rb'data: \{"id":"[^"\\]*","object":"[^"\\]*","created":\d+,"model":"[^"\\]*","choices":\[\{"index":0,%b'
     rb'(?:,"(?:logprobs|finish_reason|stop_reason|token_ids|prompt_token_ids)":null)*\}\],'
-    rb'"usage":\{"prompt_tokens":(\d+),"total_tokens":\d+,"completion_tokens":(\d+)'
-    rb'(?:,"(?:prompt|completion)_tokens_details":null)*\}\}'
+    rb'"usage":\{%b(?:,"(?:prompt|completion)_tokens_details":null)*\}\}'
 )
+_USED = rb'"prompt_tokens":(\d+),"total_tokens":\d+,"completion_tokens":(\d+)'
+_NUMBERS = re.compile(_USED)
 _TEXT = rb'"([^"\\\x00-\x1f]+)"'
-_ONLY_CONTENT_OF_CHAT = re.compile(_ONLY_TEXT % (rb'"delta":\{"content":' + _TEXT + rb"\}"))
-_ONLY_TEXT_OF_COMPLETION = re.compile(_ONLY_TEXT % (rb'"text":' + _TEXT))
+_ONLY_CONTENT_OF_CHAT = re.compile(_ONLY_TEXT % (rb'"delta":\{"content":' + _TEXT + rb"\}", _USED))
+_ONLY_TEXT_OF_COMPLETION = re.compile(_ONLY_TEXT % (rb'"text":' + _TEXT, _USED))
 
 
 class Assembly:
@@ -155,9 +156,10 @@ class Pieces:
 
     def text_of(self, event: bytes) -> str | None:
         """Return the text, or None when the event may say anything else."""
-        before = self._before
-        if before and event.startswith(before):
-            text, _, after = event[len(before) :].partition(b'"')
+        if self._before:
+            if not event.startswith(self._before):
+                return None
+            text, _, after = event[len(self._before) :].partition(b'"')
             # `in` would raise and catch an error first, whether bytes are a number.
             if text and text.find(b"\\") < 0 and after.translate(_DIGITS_ALIKE) == self._after:
                 return text.decode()
@@ -170,10 +172,10 @@ class Pieces:
 
     def tokens_of(self, event: bytes) -> tuple[int, int]:
         """Return (prompt tokens, completion tokens) of an event that has a text. Raises ValueError."""
-        said = self._pattern.fullmatch(event)
+        said = _NUMBERS.search(event, len(event) - len(self._after))
         if said is None:
             raise ValueError("an event's numbers are none")
-        return int(said[2]), int(said[3])
+        return int(said[1]), int(said[2])
 
 
 class _Choice:
