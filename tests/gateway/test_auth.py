@@ -51,15 +51,52 @@ def headers(key: str, *more: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
     return [(b"authorization", f"Bearer {key}".encode()), *more]
 
 
-async def test_a_good_key_is_asked_about_once_in_five_seconds() -> None:
+async def test_a_good_key_is_not_asked_about_for_three_seconds_and_not_believed_after_five() -> None:
     billing, key = Billing(), make_key().text
     authenticator = billing.authenticator()
-    for second in (0.0, 1.0, 4.9):
+    for second in (0.0, 1.0, 2.9):
         billing.seconds = second
         assert await authenticator.identify(headers(key)) == Caller("ann", "k")
     assert billing.asked == 1
     billing.seconds = 5.0
     billing.known = None
+    with pytest.raises(Unauthorized):
+        await authenticator.identify(headers(key))
+
+
+async def test_a_key_in_use_is_asked_about_before_its_answer_is_too_old_and_no_request_waits() -> None:
+    billing, key = Billing(), make_key().text
+    authenticator = billing.authenticator()
+    await authenticator.identify(headers(key))
+    billing.gate, billing.seconds = asyncio.Event(), 3.0
+    for _ in range(3):
+        assert await authenticator.identify(headers(key)) == Caller("ann", "k")
+        await asyncio.sleep(0)
+    assert billing.asked == 2
+    billing.gate.set()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    billing.gate, billing.seconds = asyncio.Event(), 7.9  # whoever asked now would wait for ever
+    assert await authenticator.identify(headers(key)) == Caller("ann", "k")
+
+
+async def test_a_revocation_that_is_heard_early_counts_at_once_and_a_failure_to_hear_changes_nothing() -> (
+    None
+):
+    billing, key = Billing(), make_key().text
+    authenticator = billing.authenticator()
+    await authenticator.identify(headers(key))
+    billing.away, billing.seconds = True, 3.0
+    for _ in range(4):
+        assert await authenticator.identify(headers(key)) == Caller("ann", "k")
+        await asyncio.sleep(0)
+    assert billing.asked == 2, "asked again once, not for every request"
+    billing.away, billing.seconds = False, 5.0
+    assert await authenticator.identify(headers(key)) == Caller("ann", "k")
+    billing.known, billing.seconds = None, 8.0
+    assert await authenticator.identify(headers(key)) == Caller("ann", "k")
+    for _ in range(3):
+        await asyncio.sleep(0)
     with pytest.raises(Unauthorized):
         await authenticator.identify(headers(key))
 

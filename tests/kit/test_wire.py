@@ -1,9 +1,11 @@
 """Clients that send too much, too slowly, or what two servers would read differently, harm nobody."""
 
 import asyncio
+import gc
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -38,11 +40,13 @@ class Echo:
         self.names: set[bytes] = set()
         self.answers = {"/chunks": self._speak, "/split": self._split, "/flood": self._flood}
         self.said: list[bool] = []
+        self.cycles: list[weakref.ref[object]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         self.paths.append(scope["path"])
+        self.cycles.append(weakref.ref(scope["state"]["say"].__self__))
         size = 0
         while True:
             message = await receive()
@@ -314,3 +318,19 @@ def test_the_head_of_an_answer_to_head_comes_alone(connection: socket.socket) ->
     told = rest_of(connection)
     assert told.startswith(b"HTTP/1.1 200")
     assert told.endswith(b"content-length: 1\r\n\r\n")
+
+
+def test_a_request_that_was_answered_is_gone_without_the_garbage_collector(
+    connection: socket.socket, echo: Echo
+) -> None:
+    echo.cycles.clear()
+    gc.disable()
+    try:
+        for _ in range(3):
+            connection.sendall(TARGET + b"Content-Length: 3\r\n\r\nabc")
+            answer_of(connection)
+        until = time.monotonic() + DEADLINE_SECONDS
+        while [cycle() for cycle in echo.cycles[:2]] != [None, None]:
+            assert time.monotonic() < until
+    finally:
+        gc.enable()

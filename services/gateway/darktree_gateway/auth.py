@@ -2,13 +2,16 @@
 
 A malformed key is refused by its checksum without asking anybody. A good answer is kept for at most
 `key_seconds`, so that a revocation reaches every gateway within ten; an unknown key is asked again after
-`unknown_key_seconds`. Without a fresh answer nobody is let in: fail closed.
+`unknown_key_seconds`. Without a fresh answer nobody is let in: fail closed. A key in use is asked about again before
+its answer is too old, so that none of its requests waits.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from math import inf
 
 from darktree_billing.client import key_digest, key_id_of
 from darktree_billing.errors import AccountFrozen
@@ -19,6 +22,7 @@ from darktree_kit.clock import Clock, Monotonic, monotonic, utc_now
 from darktree_kit.errors import ApiError, Forbidden, Unauthorized
 
 MAX_CACHED_KEYS = 10_000
+ASK_AGAIN_AFTER = 0.6  # of a good answer's life, if the key is used then
 MAX_KEY_LENGTH = 256
 
 Verify = Callable[[str, str], Awaitable[VerifiedKey | None]]
@@ -34,11 +38,12 @@ class Caller:
     limits: Limits | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Answer:
     caller: Caller | None
     until: float  # monotonic seconds
     frozen: bool = False
+    ask_again_at: float = inf
 
 
 class Authenticator:
@@ -87,11 +92,15 @@ class Authenticator:
     async def _caller(self, key: str) -> Caller:
         digest = key_digest(key)
         answer = self._answers.get(digest)
-        if answer is None or answer.until <= self._now():
+        now = self._now()
+        if answer is None or answer.until <= now:
             key_id = key_id_of(key)
             if key_id is None:
                 raise _incorrect_key()
             answer = await self._ask(key_id, digest)
+        elif answer.ask_again_at <= now and answer.caller is not None:
+            answer.ask_again_at = inf  # whatever comes of it: once
+            self._look_up_soon(answer.caller.key_id, digest)
         if answer.frozen:
             raise Forbidden(
                 "This account is frozen: a payment is disputed, or the platform's team froze it. Your keys work again "
@@ -103,15 +112,23 @@ class Authenticator:
         return answer.caller
 
     async def _ask(self, key_id: str, digest: str) -> _Answer:
+        try:
+            # One caller leaving does not end it for the others.
+            return await asyncio.shield(self._look_up_soon(key_id, digest))
+        except ApiError as error:
+            raise MeteringUnavailable from error
+
+    def _look_up_soon(self, key_id: str, digest: str) -> asyncio.Task[_Answer]:
         task = self._asking.get(digest)
         if task is None:
             task = self._asking[digest] = asyncio.create_task(self._look_up(key_id, digest))
-            task.add_done_callback(lambda _: self._asking.pop(digest, None))
-        try:
-            return await asyncio.shield(task)  # one caller leaving does not end it for the others
-        except ApiError as error:
+            task.add_done_callback(partial(self._looked_up, digest))
+        return task
+
+    def _looked_up(self, digest: str, task: asyncio.Task[_Answer]) -> None:
+        self._asking.pop(digest, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
             _log.warning("billing did not say whose key it is", extra={"error": str(error)[:200]})
-            raise MeteringUnavailable from error
 
     async def _look_up(self, key_id: str, digest: str) -> _Answer:
         asked = self._now()
@@ -127,7 +144,8 @@ class Authenticator:
             seconds = self._key_seconds
             if key.expires_at is not None:
                 seconds = min(seconds, (key.expires_at - self._clock()).total_seconds())
-            answer = _Answer(Caller(key.customer_id, key.key_id, limits_of(key)), asked + seconds)
+            caller = Caller(key.customer_id, key.key_id, limits_of(key))
+            answer = _Answer(caller, asked + seconds, ask_again_at=asked + ASK_AGAIN_AFTER * seconds)
         return self._kept(digest, answer)
 
     def _kept(self, digest: str, answer: _Answer) -> _Answer:

@@ -62,6 +62,7 @@ class Watch:
         self._over = True
         self._listen_no_more()
         main = self._main
-        del self._listen_no_more, self._main  # they lead back here: only the garbage collector would find them
+        # Both lead back here: only the garbage collector, whose pauses everybody feels, would find what is left.
+        del self._listen_no_more, self._main
         if self._reason is not None and main.uncancel() <= 0 and kind is asyncio.CancelledError:
             raise self._reason from None

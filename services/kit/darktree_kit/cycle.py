@@ -87,7 +87,7 @@ class Cycle(RequestResponseCycle):
             self.transport.write(head + body)
         if not more:
             self.response_complete = True
-            self.scope["state"].pop("say", None)  # it leads back here: only the garbage collector would find it
+            self.scope["state"].pop("say", None)  # it leads back here: garbage that only a collector finds
             self.message_event.set()
             if not self.keep_alive:
                 self.transport.close()

@@ -81,9 +81,10 @@ class BoundedProtocol(HttpToolsProtocol):
         before = self.cycle
         super().on_headers_complete()
         if self.cycle is not before:
-            self.cycle.__class__ = Cycle  # uvicorn makes its own by name; nothing has run of it yet
+            cycle: Any = self.cycle
+            cycle.__class__ = Cycle  # uvicorn makes its own by name; nothing has run of it yet
             state: dict[str, Any] = self.scope["state"]
-            state["when_left"], state["say"] = self.when_left, self.cycle.say
+            state["when_left"], state["say"] = self.when_left, cycle.say
 
     def on_message_complete(self) -> None:
         self._since = None
