@@ -161,7 +161,9 @@ async def at_half_rate(peer: Peer, cells: Cells, options: argparse.Namespace) ->
     Medians of rounds: in a short one, a single wait of the disk is a hundredth of all requests.
     """
     rate = HALF * (cells["plain", 64, peer.name].median("requests_per_second") or 0.0)
-    cell = Cell([await load(peer, "plain", 64, 2 * options.seconds, rate=rate) for _ in range(options.rounds)])
+    cell = Cell(
+        [await load(peer, "plain", 64, 2 * options.seconds, rate=rate) for _ in range(options.rounds)]
+    )
     return {"rate": rate, "failed": cell.failed, **{what: cell.median(what) for what in ("p50_ms", "p99_ms")}}
 
 
