@@ -380,16 +380,22 @@ def test_private_paths_are_only_on_the_private_port(platform: Any) -> None:
         assert httpx.get(platform.gateway_url + path).status_code == 200
 
 
-def test_what_was_served_is_gone_without_the_garbage_collector(customer: Any) -> None:
+def test_what_was_answered_is_gone_without_the_garbage_collector(platform: Any, customer: Any) -> None:
     """Its pauses are latencies of whoever is served meanwhile: 14 ms each 830 requests, as it once was."""
-    bodies: list[dict[str, Any]] = [{}, {"stream": True}]
-    for body in bodies:
-        customer.chat(max_tokens=3, **body)
+    capped = platform.customer(cap_tokens=5)
+    asked: list[tuple[Any, dict[str, Any], int]] = [
+        (customer, {"max_tokens": 3}, 200),
+        (customer, {"max_tokens": 3, "stream": True}, 200),
+        (customer, {"max_tokens": 0}, 400),
+        (capped, {"max_tokens": 3}, 429),
+    ]
+    for who, body, status in asked:
+        assert who.chat(**body).status_code == status
     gc.collect()
     gc.disable()
     try:
-        for body in bodies * 5:
-            assert customer.chat(max_tokens=3, **body).status_code == 200
+        for who, body, _ in asked * 5:
+            who.chat(**body)
         gc.set_debug(gc.DEBUG_SAVEALL)
         gc.collect()
         found = {type(left).__qualname__ for left in gc.garbage if type(left).__module__ in OURS}
