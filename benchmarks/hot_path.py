@@ -168,7 +168,8 @@ async def run(kind: str, requests: int, folder: Path) -> float:
         f"authorization: Bearer {make_key().text}\r\ncontent-length: {len(body)}\r\n\r\n"
     ).encode() + body
     app = make_app(settings)
-    config = uvicorn.Config(app, log_config=None, access_log=False, http=BoundedProtocol, ws="none")
+    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, date_header=False,
+                            proxy_headers=False, http=BoundedProtocol, ws="none")  # fmt: skip
     config.load()
     async with app.router.lifespan_context(app):
         await asyncio.sleep(0.2)  # until prices are known
