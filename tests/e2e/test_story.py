@@ -220,7 +220,7 @@ def test_pods_killed_under_load_lose_no_usage(entry: Entry, customer: Any, timin
             failed = len(load.failures)
             kubectl("delete", _pod(target), "--grace-period=0", "--force", "--wait=false")
             load.wait_for(15, 180)
-            timings.say(f"killed {what} under load: {len(load.failures) - failed} requests failed for good")
+            timings.say(_failed_for_good(what, load.failures[failed:]))
             kubectl("wait", "--for=condition=Ready", "pod", "--selector", f"app.kubernetes.io/instance={RELEASE}",
                     "--field-selector=status.phase!=Succeeded", "--timeout=180s")  # fmt: skip
     timings.say(f"  {len(load.answered)} answered, HTTP answers by status {dict(load.attempts)}")
@@ -239,6 +239,12 @@ PROCESSES = {
 }
 
 
+def _failed_for_good(what: str, failures: list[str]) -> str:
+    return (
+        f"killed {what} under load: {len(failures)} requests failed for good {'; '.join(failures)}".rstrip()
+    )
+
+
 @pytest.mark.skipif("E2E_NODE" not in os.environ, reason="E2E_NODE does not say how a command runs on a node")
 def test_processes_killed_on_a_node_under_load_lose_no_usage(
     entry: Entry, customer: Any, timings: Timings
@@ -251,7 +257,7 @@ def test_processes_killed_on_a_node_under_load_lose_no_usage(
             failed = len(load.failures)
             run(*node, "pkill", "-KILL", "--newest", "--full", "--", pattern)
             load.wait_for(15, 180)
-            timings.say(f"killed {what} under load: {len(load.failures) - failed} requests failed for good")
+            timings.say(_failed_for_good(what, load.failures[failed:]))
     timings.say(f"  {len(load.answered)} answered, HTTP answers by status {dict(load.attempts)}")
     unseen = _nothing_is_lost(load, before, charged(customer.id))
     timings.say(f"  lines whose answers the kills cut off: {len(unseen)}")
