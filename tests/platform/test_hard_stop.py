@@ -51,7 +51,7 @@ LONG_TOKENS = 600
 def platform(started: Any) -> Iterator[Platform]:
     """Two gateways before two fast lanes, and a ledger that looks for breaches all the time."""
     settings = {"DARKTREE_LEDGER_STANDING_SECONDS": "0.2"}
-    with started({"fast": 2000, "slow": 1000}, gateways=2, **settings) as running:
+    with started({"fast": 2000, "slow": 250}, gateways=2, **settings) as running:
         yield running
 
 
@@ -86,7 +86,7 @@ def a_chat(rng: random.Random, **options: Any) -> Body:
 
 
 def a_long_stream(rng: random.Random) -> Body:
-    """Return a request whose answer takes more than half a second."""
+    """Return a request whose answer takes more than two seconds."""
     return a_chat(rng, model="qwen25-32b-awq", max_tokens=LONG_TOKENS, stream=True)
 
 
