@@ -19,7 +19,6 @@ from typing import Any
 
 import orjson
 import upstream
-import uvicorn
 import uvloop
 import yaml
 from stage import BODY, MODEL
@@ -31,7 +30,7 @@ from darktree_billing.schemas import Catalog, ModelView, VerifiedKey
 from darktree_gateway.app import make_app
 from darktree_gateway.connections import Connection, Connections, Origin
 from darktree_gateway.settings import Settings
-from darktree_kit import logs
+from darktree_kit import logs, server
 from darktree_kit.channel import Channel
 from darktree_kit.wire import BoundedProtocol
 
@@ -168,8 +167,7 @@ async def run(kind: str, requests: int, folder: Path) -> float:
         f"authorization: Bearer {make_key().text}\r\ncontent-length: {len(body)}\r\n\r\n"
     ).encode() + body
     app = make_app(settings)
-    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, date_header=False,
-                            proxy_headers=False, http=BoundedProtocol, ws="none")  # fmt: skip
+    config = server.configured(app)
     config.load()
     async with app.router.lifespan_context(app):
         await asyncio.sleep(0.2)  # until prices are known

@@ -4,7 +4,6 @@ import asyncio
 import socket
 
 import pytest
-import uvicorn
 import uvloop
 from fastapi import FastAPI
 
@@ -49,7 +48,8 @@ async def _turns_at_which_they_are_let_in(listener: socket.socket) -> list[int]:
 
     count()
     app = FastAPI()
-    config = uvicorn.Config(app, log_config=None, http=Counting, ws="none", timeout_graceful_shutdown=1)
+    config = server.configured(app, shutdown_seconds=1)
+    config.http = Counting
     running = server.LeavingServer(config, app, 0.0)
     serving = asyncio.create_task(running.serve(sockets=[listener]))
     async with asyncio.timeout(DEADLINE_SECONDS):

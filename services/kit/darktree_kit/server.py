@@ -53,7 +53,16 @@ def serve(
     shutdown_seconds: int = SHUTDOWN_SECONDS,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then leave: the steps take `leaving_seconds` and at most `shutdown_seconds`."""
-    config = uvicorn.Config(
+    # What is loaded by now stays for good; looking through it again and again costs a tenth of a request.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE_THRESHOLD)
+    LeavingServer(configured(app, shutdown_seconds), app, leaving_seconds).run(sockets=list(listeners))
+
+
+def configured(app: FastAPI, shutdown_seconds: int = SHUTDOWN_SECONDS) -> uvicorn.Config:
+    """Return how uvicorn serves a service."""
+    return uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
@@ -68,11 +77,6 @@ def serve(
         timeout_graceful_shutdown=shutdown_seconds,
         backlog=BACKLOG,
     )
-    # What is loaded by now stays for good; looking through it again and again costs a tenth of a request.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GARBAGE_THRESHOLD)
-    LeavingServer(config, app, leaving_seconds).run(sockets=list(listeners))
 
 
 class LeavingServer(uvicorn.Server):
