@@ -24,8 +24,9 @@ OURS = {
         "placing",
         "requests",
         "admission",
+        "errors",
     ]
-} | {"darktree_ledger.schemas"}
+} | {"darktree_kit.errors", "darktree_ledger.schemas"}
 
 
 def test_a_plain_answer_carries_usage_and_is_charged_exactly_that(customer: Any) -> None:
@@ -394,8 +395,8 @@ def test_what_was_answered_is_gone_without_the_garbage_collector(platform: Any, 
     gc.collect()
     gc.disable()
     try:
-        for who, body, _ in asked * 5:
-            who.chat(**body)
+        for who, body, status in asked * 5:
+            assert who.chat(**body).status_code == status
         gc.set_debug(gc.DEBUG_SAVEALL)
         gc.collect()
         found = {type(left).__qualname__ for left in gc.garbage if type(left).__module__ in OURS}

@@ -49,7 +49,7 @@ LONG_TOKENS = 600
 
 @pytest.fixture(scope="module")
 def platform(started: Any) -> Iterator[Platform]:
-    """Two gateways before two fast lanes, and a ledger that looks for breaches all the time."""
+    """Two gateways before a fast lane and a slow one, and a ledger that looks for breaches all the time."""
     settings = {"DARKTREE_LEDGER_STANDING_SECONDS": "0.2"}
     with started({"fast": 2000, "slow": 250}, gateways=2, **settings) as running:
         yield running
