@@ -40,6 +40,7 @@ SHORT_REQUEST = {
 }
 STREAM = SHORT_REQUEST | {"model": "qwen25-32b-awq", "stream": True, "max_tokens": 20, "ignore_eos": True}
 BURST = STREAM | {"max_tokens": 150}
+SIX_SECONDS = STREAM | {"max_tokens": 600}
 LONG_STREAM = STREAM | {"max_tokens": 4_000}
 WORKERS = 3
 HOLD_SECONDS = 3
@@ -301,9 +302,16 @@ def test_a_gateway_that_dies_leaves_holds_that_expire(
 
 
 def test_a_ledger_that_is_away_pages_for_customers_for_charges_that_wait_and_for_credits_that_were_paid(
-    platform: Platform, alerts: Any, load: Counter[str], eventually: Eventually
+    platform: Platform, alerts: Any, background: Background, send: Send, eventually: Eventually
 ) -> None:
-    bought = order(platform, "buyer")
+    bought, reader = order(platform, "buyer"), platform.customer(cap_tokens=1_000_000)
+
+    async def read() -> None:
+        async with aiohttp.ClientSession() as session:
+            await send(session, platform.base_url, reader, SIX_SECONDS)
+
+    background.start(read())  # who is still being answered when the ledger goes away, so that a charge waits
+    eventually(lambda: platform.account(reader)["open_holds"] == 1, "an answer is on its way")
     with (
         alerts("DarktreeSettlementsWait", "DarktreeStripeEventsWait"),
         alerts("DarktreePartMissing", service="ledger"),
