@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import hypothesis
 import psutil
 import psycopg
 import pytest
@@ -73,6 +74,9 @@ def _read_authorities_once() -> None:
 
 _keep_in_memory()
 _read_authorities_once()
+# No test is about the time of an example, and a machine that stands still for a moment makes none fail.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_collection_finish() -> None:
@@ -120,6 +124,10 @@ def postgres_url() -> Iterator[str]:
     """The URL of an embedded Postgres' superuser, fsync on."""
     with TemporaryDirectory(prefix="dt-") as folder:
         running = get_server(Path(folder), cleanup_mode="stop")
+        with psycopg.connect(running.get_uri(), autocommit=True) as connection:
+            # The log's places wait for every older transaction of the whole server, its own housekeeping's too.
+            connection.execute("ALTER SYSTEM SET autovacuum = off")
+            connection.execute("SELECT pg_reload_conf()")
         yield running.get_uri()
         running.cleanup()
 
@@ -184,6 +192,7 @@ def serving(app: ASGIApp) -> Iterator[str]:
         proxy_headers=False,
         lifespan="on",
         http=BoundedProtocol,
+        timeout_keep_alive=server.KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=2,
     )
     running = uvicorn.Server(config)

@@ -11,9 +11,9 @@ import httpx
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from darktree_billing import events, payments
+from darktree_billing import events, inbox, payments
 from darktree_billing import sweep as sweeping
-from darktree_billing.fulfilment import MAX_LOOKS, Shop, look
+from darktree_billing.fulfilment import MAX_LOOKS, Shop, fulfil, look
 from darktree_billing.inbox import MAX_ATTEMPTS, MAX_PAUSE_SECONDS, Inbox, Retries
 from darktree_billing.payments import EVENT_TYPES, Payments
 from darktree_billing.settings import MAX_WEBHOOK_SECRETS, Settings, webhook_secrets
@@ -194,6 +194,43 @@ async def test_an_event_that_fails_is_tried_again_and_then_given_up_until_a_pers
         assert store.see(order["id"])["state"] == "paid"
 
 
+def test_the_inbox_is_woken_when_what_it_shall_find_is_committed(
+    own_platform: Any, running_store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Woken before, it finds nothing, and a customer who has paid waits for its next look."""
+    found: list[Any] = []
+
+    def look(_: Inbox) -> None:
+        found.append(own_platform.sql("SELECT id, state FROM billing.stripe_event"))
+
+    with running_store(own_platform, stripe_workers=0) as store:
+        _, event = completed(store)
+        monkeypatch.setattr(Inbox, "wake", look)
+        post(store, event.payload, event.headers)
+        own_platform.sql("UPDATE billing.stripe_event SET state = 'dead', next_attempt_at = NULL")
+        store.answer("POST", f"/admin/events/{event.id}/retry")
+    assert found == [[(event.id, "waiting")]] * 2
+
+
+async def test_an_event_that_a_person_retries_while_it_is_handled_is_handled_once_more(
+    own_platform: Any, running_store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_store(own_platform, stripe_workers=0) as store:
+        order, event = completed(store)
+        post(store, event.payload, event.headers)
+
+        async def retried_meanwhile(*facts: Any) -> Any:
+            monkeypatch.undo()
+            await asyncio.to_thread(store.answer, "POST", f"/admin/events/{event.id}/retry")
+            return await fulfil(*facts)
+
+        monkeypatch.setattr(inbox, "fulfil", retried_meanwhile)
+        async with shop_of(store) as shop:
+            assert await Inbox(shop).handle_all() == 2
+        assert store.answer("GET", f"/admin/events/{event.id}")["state"] == "done"
+        assert store.see(order["id"])["state"] == "paid"
+
+
 async def test_an_event_that_failed_waits_before_it_is_tried_again(
     own_platform: Any, running_store: Any
 ) -> None:
@@ -202,14 +239,14 @@ async def test_an_event_that_failed_waits_before_it_is_tried_again(
         post(store, event.payload, event.headers)
         store.stripe.fault("refused", status=500, path="/v1/checkout/sessions", times=3)
         async with shop_of(store) as shop:
-            inbox = Inbox(shop)
-            assert await inbox.handle_one()
-            assert not await inbox.handle_one()
+            patient = Inbox(shop)
+            assert await patient.handle_one()
+            assert not await patient.handle_one()
             waiting = store.answer("GET", f"/admin/events/{event.id}")
             assert (waiting["state"], waiting["attempts"]) == ("waiting", 1)
             assert "Stripe did not do it" in waiting["error"]
             own_platform.sql("UPDATE billing.stripe_event SET next_attempt_at = now()")
-            assert await inbox.handle_one()
+            assert await patient.handle_one()
         assert store.answer("GET", f"/admin/events/{event.id}")["state"] == "done"
 
 

@@ -101,7 +101,7 @@ class Inbox:
         else:
             state = "done" if order_id is not None else "ignored"
             await self._note(
-                claimed.id, state=state, next_attempt_at=None, error=None, order_id=order_id or None,
+                claimed, state=state, next_attempt_at=None, error=None, order_id=order_id or None,
                 handled_at=func.clock_timestamp(),
             )  # fmt: skip
             EVENTS_HANDLED.labels(state).inc()
@@ -147,7 +147,7 @@ class Inbox:
         is_dead = claimed.attempts >= self._retries.max_attempts
         pause = timedelta(seconds=self._retries.pause_seconds(claimed.attempts))
         await self._note(
-            claimed.id,
+            claimed,
             state="dead" if is_dead else "waiting",
             next_attempt_at=None if is_dead else func.clock_timestamp() + pause,
             error=told[:MAX_ERROR_CHARACTERS],
@@ -163,6 +163,8 @@ class Inbox:
             },
         )
 
-    async def _note(self, event_id: str, **values: Any) -> None:
+    async def _note(self, claimed: Any, **values: Any) -> None:
+        """Write down what an attempt came to, unless the event is to be tried again: then that one's end counts."""
+        this_attempt = (col(EventRow.id) == claimed.id, col(EventRow.attempts) == claimed.attempts)
         async with self._shop.database.sessions.begin() as session:
-            await session.execute(update(EventRow).where(col(EventRow.id) == event_id).values(values))
+            await session.execute(update(EventRow).where(*this_attempt).values(values))

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Response
 from fastapi.security import HTTPBearer
 
 from darktree_billing import events, evidence, freezes, orders, payment_health, refunds, sweep
@@ -33,7 +33,7 @@ from darktree_billing.payments_schemas import (
 )
 from darktree_billing.schemas import DEFAULT_PAGE
 from darktree_billing.selling import MaybeShop, TheSeller, TheShop
-from darktree_billing.state import TheBooksKey, TheLedger, ThePlansFile
+from darktree_billing.state import TheBooksKey, TheLedger, ThenWakeTheInbox, ThePlansFile
 from darktree_kit.auth import require
 from darktree_kit.db import Session
 from darktree_kit.openapi import refusals
@@ -145,7 +145,7 @@ async def show_event(event_id: EventId, session: Session) -> EventView:
     return await events.find_event(session, event_id)
 
 
-@router.post("/events/{event_id}/retry", responses=refusals(400, 404, 409))
+@router.post("/events/{event_id}/retry", responses=refusals(400, 404, 409), dependencies=[ThenWakeTheInbox])
 async def retry_event(event_id: EventId, session: Session) -> EventView:
     """Handle an event again, as if it had just come."""
     return await events.retry_event(session, event_id, ACTOR)
@@ -164,12 +164,10 @@ async def set_freeze(customer_id: CustomerIdInPath, body: SetFrozen, session: Se
     return await freezes.set_frozen(session, customer_id, body.frozen, body.reason, ACTOR)
 
 
-@router.post("/payments/sweep", responses=refusals(409))
-async def sweep_now(shop: TheShop, request: Request) -> SweepReport:
+@router.post("/payments/sweep", responses=refusals(409), dependencies=[ThenWakeTheInbox])
+async def sweep_now(shop: TheShop) -> SweepReport:
     """Ask Stripe for everything that may have been missed, now."""
-    report = await sweep.sweep(shop)
-    request.app.state.inbox.wake()
-    return report
+    return await sweep.sweep(shop)
 
 
 @router.get("/payments/status")

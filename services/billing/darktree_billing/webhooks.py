@@ -13,6 +13,7 @@ from darktree_billing import events
 from darktree_billing.errors import BuyingIsOff, ForgedEvent
 from darktree_billing.metrics import WEBHOOKS
 from darktree_billing.payments import verified_event
+from darktree_billing.state import ThenWakeTheInbox
 from darktree_kit.db import Session
 from darktree_kit.errors import BadRequest, TooLarge
 
@@ -44,7 +45,7 @@ async def _body(request: Request) -> bytes:
     return b"".join(chunks)
 
 
-@router.post("/stripe")
+@router.post("/stripe", dependencies=[ThenWakeTheInbox])
 async def stripe(request: Request, session: Session, body: bytes = Depends(_body)) -> Response:
     """Take an event of Stripe's. It must be signed by one of the secrets that are set."""
     signatures: Signatures | None = request.app.state.signatures
@@ -61,5 +62,4 @@ async def stripe(request: Request, session: Session, body: bytes = Depends(_body
         raise
     is_new = await events.receive(session, event, "webhook")
     WEBHOOKS.labels("new" if is_new else "repeated").inc()
-    request.app.state.inbox.wake()
     return Response(status_code=200)
