@@ -1,4 +1,4 @@
-"""Clients that come all at once are let in soon, and nobody once the server has left."""
+"""Clients that come all at once are let in soon, the last at the very end, and nobody once the server has left."""
 
 import asyncio
 import socket
@@ -58,3 +58,38 @@ async def _turns_at_which_they_are_let_in(listener: socket.socket) -> list[int]:
         running.should_exit = True
         await serving
     return let_in
+
+
+class Latecomer:
+    """Looks like one of a server's listeners, and is a client that comes while those are closed."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self._address = address
+        self.socket: socket.socket | None = None
+
+    def close(self) -> None:
+        if self.socket is None:
+            self.socket = socket.create_connection(self._address, DEADLINE_SECONDS)
+            self.socket.sendall(b"GET /nothing HTTP/1.1\r\nHost: here\r\n\r\n")
+
+    async def wait_closed(self) -> None: ...
+
+
+def test_who_comes_while_the_listeners_are_closed_is_still_answered() -> None:
+    listener = server.listen("127.0.0.1", 0)
+    latecomer = Latecomer(listener.getsockname())
+
+    async def leave() -> None:
+        running = server.LeavingServer(server.configured(FastAPI(), shutdown_seconds=1), FastAPI(), 0.0)
+        serving = asyncio.create_task(running.serve(sockets=[listener]))
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not running.started:
+                await asyncio.sleep(0.01)
+            running.servers.insert(0, latecomer)  # type: ignore[arg-type]
+            running.should_exit = True
+            await serving
+
+    uvloop.run(leave())
+    assert latecomer.socket is not None
+    with latecomer.socket as client:
+        assert client.recv(1000).startswith(b"HTTP/1.1 404")

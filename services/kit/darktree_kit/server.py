@@ -11,7 +11,7 @@ others. Then it listens no more, closes what is idle, and finishes what is runni
 import asyncio
 import gc
 import socket
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
@@ -114,9 +114,10 @@ class LeavingServer(uvicorn.Server):
 
     async def _listen_no_more(self, listeners: Sequence[socket.socket]) -> None:
         """Close the listeners; who was let in by the kernel, and not yet by us, would hear a reset: they are taken."""
-        waiting = [connection for listener in listeners for connection in _waiting(listener)]
+        last = {listener.getsockname(): listener.dup() for listener in listeners}.values()
         for server in self.servers:
             server.close()
+        waiting = [connection for listener in last for connection in _taken_and_closed(listener)]
         loop = asyncio.get_running_loop()
         for connection in waiting:
             protocol = partial(
@@ -135,13 +136,13 @@ def _repeated(listeners: Sequence[socket.socket]) -> list[socket.socket]:
     return [each for listener in listeners for each in (listener, *(listener.dup() for _ in range(copies)))]
 
 
-def _waiting(listener: socket.socket) -> Iterator[socket.socket]:
-    """Yield the connections that wait to be accepted."""
+def _taken_and_closed(listener: socket.socket) -> list[socket.socket]:
+    """Take the connections that wait, and close, with nothing in between: who comes in between is reset."""
+    taken = []
     listener.setblocking(False)
-    while True:
-        try:
-            connection, _ = listener.accept()
-        except OSError:  # none is left
-            return
+    with listener, suppress(OSError):  # none is left
+        while True:
+            taken.append(listener.accept()[0])
+    for connection in taken:
         connection.setblocking(False)
-        yield connection
+    return taken
