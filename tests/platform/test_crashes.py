@@ -29,13 +29,12 @@ Send = Callable[..., Coroutine[Any, Any, Answer]]
 Eventually = Callable[..., Any]
 Body = dict[str, Any]
 
-HOLD_SECONDS = 5
+HOLD_SECONDS = 10
 PLENTY_TOKENS = 1_000_000
 MESSAGES = [{"role": "user", "content": "Count the leaves"}]
 PLAIN = {"model": "qwen25-14b-awq", "messages": MESSAGES, "max_tokens": 30, "ignore_eos": True}
 STREAM = PLAIN | {"stream": True}
 LONG_STREAM = STREAM | {"model": "qwen25-32b-awq", "max_tokens": 80}  # four seconds
-SHORT_STREAM = STREAM | {"model": "qwen25-32b-awq", "max_tokens": 12}
 
 STEPS = (
     "hold_unsent",  # the gateway is about to ask for a hold
@@ -114,12 +113,17 @@ class Stage:
         return begun
 
     def stop(self, step: str, body: Body) -> None:
-        """Bring a request to where its hold or settlement is unsent or unheard."""
+        """Bring a request to where its hold or settlement is unheard, or else not sent yet."""
         operation, when = step.split("_")
         wire = self.gateways[step].wire
-        wire.stop(self.customers[step], operation, when)
+        wire.stop(self.customers[step], operation, "unheard" if when == "unheard" else "unsent")
         self.ask(step, body)
         wire.until_stopped(self.customers[step], operation)
+
+    def release(self, step: str) -> None:
+        """Let the ledger have what was unsent."""
+        operation, _ = step.split("_")
+        self.gateways[step].wire.release(self.customers[step], operation)
 
     def applying(self) -> list[int]:
         """Return the database's processes that wait for a row inside `apply`."""
@@ -166,17 +170,18 @@ def crash(
     stage = Stage(platform, gateways, background, send, eventually)
     stage.ask("delivered", STREAM)
     assert stage.asked["delivered"].result(30).whole
-    stage.stop("hold_unsent", STREAM)
-    stage.stop("hold_unheard", PLAIN)
     stage.stop("settle_unsent", STREAM)
     stage.stop("settle_unheard", PLAIN)
+    stage.stop("settle_applying", STREAM)
     with locked(platform) as lock:
-        assert stage.ask("settle_applying", SHORT_STREAM).wait(30)
         lock(stage.customers["settle_applying"])
+        stage.release("settle_applying")
         stage.until_applying(1)
         lock(stage.customers["hold_applying"])
         stage.ask("hold_applying", PLAIN)
         stage.until_applying(2)
+        stage.stop("hold_unsent", STREAM)
+        stage.stop("hold_unheard", PLAIN)
         assert stage.ask("streaming", LONG_STREAM).wait(30)
         must_stand_at_every_step(stage)
         kill(victim, stage)
@@ -185,8 +190,8 @@ def crash(
         for gateway in gateways.values():
             gateway.start()
     platform.until_back()
-    stage.until_quiet()
     answers = {step: future.result(60) for step, future in stage.asked.items()}
+    stage.until_quiet()  # also of what was written down as the last answers ended
     return Crash(victim, stage.customers, answers)
 
 

@@ -68,7 +68,7 @@ def prometheus(platform: Platform) -> Iterator[Prometheus | None]:
 @pytest.fixture(autouse=True)
 def _within_one_day() -> None:
     now = datetime.datetime.now(datetime.UTC)
-    if (now + datetime.timedelta(minutes=2)).date() != now.date():
+    if (now + datetime.timedelta(minutes=6)).date() != now.date():
         pytest.skip("a new day, and a new cap, begins in the middle of this test")
 
 

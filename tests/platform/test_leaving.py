@@ -15,9 +15,10 @@ from typing import Any
 import aiohttp
 import httpx
 import pytest
+from held_ports import free_port
 
 HOST = "127.0.0.1"
-LEAVING_SECONDS = 1.5
+LEAVING_SECONDS = 4
 FAST, SLOW = "qwen25-14b-awq", "qwen25-32b-awq"
 
 
@@ -69,12 +70,6 @@ class Process:
         self._popen.wait()
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind((HOST, 0))
-        return int(taken.getsockname()[1])
-
-
 class Load:
     """Clients that send one request after the other, and never repeat one that fails."""
 
@@ -118,8 +113,8 @@ def test_not_one_request_fails_when_a_gateway_leaves_under_load(
         running = background.start(load.run(24))
         eventually(lambda: load.outcomes["ok"] > 50, "the load runs")
         leaving = gateways[0]
-        leaving.terminate()
         began = time.monotonic()
+        leaving.terminate()
         eventually(lambda: leaving.readiness() == 503, "first it is not ready")
         eventually(leaving.has_ended, "then it has ended")
         assert time.monotonic() - began > LEAVING_SECONDS

@@ -6,7 +6,6 @@ copies: TCP, in turn, and on to the next when one refuses the connection.
 
 import asyncio
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from held_ports import free_port
 from openai import AsyncOpenAI, OpenAIError
 
 HOST = "127.0.0.1"
@@ -97,7 +97,7 @@ class Copy:
         self.service = service
         self._health = health
         self.environment = dict(environment)
-        self.port = _free_port()
+        self.port = free_port()
         prefix = f"DARKTREE_{service.upper()}_"
         given: dict[str, str | None] = {"HOST": HOST, "PORT": str(self.port), **settings}
         for name, value in given.items():
@@ -312,10 +312,3 @@ class Traffic:
             f"{len(self.served)} answers, {len(self.failures)} failures, retries {dict(sorted(retried.items()))}, "
             f"the longest took {longest:.1f} s"
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])

@@ -3,7 +3,6 @@
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +12,7 @@ from typing import Any
 
 import psutil
 import psycopg
+from held_ports import free_port
 
 HOST = "127.0.0.1"
 VERSION = 15
@@ -32,7 +32,7 @@ class Server:
 
     def __init__(self, home: Path, name: str) -> None:
         self.data = home / name
-        self.port = _free_port()
+        self.port = free_port()
         self._log = home / f"{name}.log"
 
     @property
@@ -151,9 +151,3 @@ def _account() -> pwd.struct_passwd | None:
         return None
     names = {entry.pw_name: entry for entry in pwd.getpwall()}
     return names.get("postgres") or names["nobody"]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
