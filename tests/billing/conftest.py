@@ -3,7 +3,6 @@
 import csv
 import io
 import re
-import socket
 import threading
 import time
 from collections import defaultdict
@@ -26,6 +25,7 @@ from starlette.types import ASGIApp
 from darktree_billing.app import make_app as make_billing_app
 from darktree_billing.client import AdminClient, BillingClient
 from darktree_billing.settings import Settings
+from darktree_cli.ports import Ports
 from darktree_kit.money import NANOS_PER_CENT
 from darktree_kit.notes import make_signer, write_signer
 from darktree_ledger.app import make_app as make_ledger_app
@@ -238,7 +238,12 @@ def running_store(
                 | changes
             )
             stripe.send_to(f"{url}/webhooks/stripe")
-            yield Store(platform, stripe, url, platform.http(url=url))
+            store = Store(platform, stripe, url, platform.http(url=url))
+            if (
+                changes.get("stripe_workers") != 0
+            ):  # its first sweep takes nothing that a test leaves to the webhook
+                store.wait(lambda: store.status()["swept_at"] is not None)
+            yield store
 
     return run
 
@@ -271,11 +276,10 @@ def http(platform: Platform) -> httpx.Client:
 
 
 @pytest.fixture
-def unused_url() -> str:
-    """An address where nobody listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{free.getsockname()[1]}"
+def unused_url() -> Iterator[str]:
+    """An address where nobody listens, unless the test lets somebody."""
+    with Ports() as ports:
+        yield f"http://127.0.0.1:{ports.free()}"
 
 
 @pytest.fixture

@@ -162,12 +162,14 @@ async def test_the_day_of_the_last_use_is_noted_and_a_wrong_secret_is_no_use(
     made = await admin.create_key(customer_id, CreateKey())
     await gateway.verify_key(made.id, "0" * 64)
     assert (await admin.keys(customer_id)).data[0].last_used_day is None
-    await gateway.verify_key(made.id, key_digest(made.key))
-    [[today]] = platform.sql("SELECT (now() AT TIME ZONE 'UTC')::date")
-    assert (await admin.keys(customer_id)).data[0].last_used_day == today
-    [[version]] = platform.sql("SELECT xmin::text FROM billing.api_key WHERE id = %s", made.id)
-    await gateway.verify_key(made.id, key_digest(made.key))
-    assert platform.sql("SELECT xmin::text FROM billing.api_key WHERE id = %s", made.id) == [(version,)]
+    today = "SELECT (now() AT TIME ZONE 'UTC')::date"
+    [[before]], versions = platform.sql(today), []
+    for _ in range(2):
+        await gateway.verify_key(made.id, key_digest(made.key))
+        versions += platform.sql("SELECT xmin::text FROM billing.api_key WHERE id = %s", made.id)
+    [[after]] = platform.sql(today)
+    assert (await admin.keys(customer_id)).data[0].last_used_day in {before, after}
+    assert versions[0] == versions[1] or before < after
 
 
 async def test_keys_move_to_a_new_pepper_as_they_are_used(

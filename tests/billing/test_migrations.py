@@ -130,7 +130,7 @@ def test_many_migrations_at_once_on_one_and_on_several_databases(
         subprocess.Popen([sys.executable, "-c", program, database.admin_url], stderr=subprocess.PIPE)
         for database in databases
     ]
-    errors = [process.communicate(timeout=60)[1].decode() for process in processes]
+    errors = [process.communicate(timeout=180)[1].decode() for process in processes]
     assert [process.returncode for process in processes] == [0] * 3, errors
     for database in databases:
         assert _query(database, "SELECT version_num FROM billing.alembic_version") == [(REVISIONS[-1],)]

@@ -12,7 +12,7 @@ import pytest
 
 from darktree_billing.settings import Settings
 
-START_SECONDS = 30
+START_SECONDS = 180
 
 
 @pytest.fixture

@@ -16,15 +16,20 @@ from darktree_kit.ids import uuid7
 from darktree_ledger.client import LedgerClient
 from darktree_ledger.schemas import Grant, Hold, Operation, Settle
 
-NOW = unix_milliseconds()
 MARK = """INSERT INTO billing.lane_reading
           SELECT lane, now() - interval '1 hour', 0, 0 FROM billing.engine_run GROUP BY lane"""
 
 
-def reading(prompt_tokens: int, completion_tokens: int, **changes: Any) -> EngineReading:
-    body: dict[str, Any] = {"lane": "standard", "endpoint": "http://engine", "started_unix_milliseconds": NOW}
-    tokens = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-    return EngineReading(**(body | tokens | changes))
+def reading(
+    started_unix_milliseconds: int,
+    prompt_tokens: int,
+    completion_tokens: int,
+    endpoint: str = "http://engine",
+) -> EngineReading:
+    return EngineReading(
+        lane="standard", endpoint=endpoint, started_unix_milliseconds=started_unix_milliseconds,
+        prompt_tokens=prompt_tokens, completion_tokens=completion_tokens,
+    )  # fmt: skip
 
 
 @pytest_asyncio.fixture
@@ -67,14 +72,15 @@ async def test_an_engine_that_restarts_loses_no_tokens_however_its_readings_arri
 ) -> None:
     admin, gateway, ledger = clients
     await charge(ledger, customer(own_platform), 900_000, 300_000)
-    later = NOW + 600_000
+    now = unix_milliseconds()
+    later = now + 600_000
     for one in (
-        reading(400_000, 100_000),
-        reading(500_000, 200_000),
-        reading(100_000, 50_000, started_unix_milliseconds=later),
-        reading(450_000, 150_000),  # an old one that was on its way, also after the restart
-        reading(200_000, 60_000, started_unix_milliseconds=later),
-        reading(200_000, 40_000, endpoint="http://another"),
+        reading(now, 400_000, 100_000),
+        reading(now, 500_000, 200_000),
+        reading(later, 100_000, 50_000),
+        reading(now, 450_000, 150_000),  # an old one that was on its way, also after the restart
+        reading(later, 200_000, 60_000),
+        reading(now, 200_000, 40_000, "http://another"),
     ):
         await gateway.keep_engine_readings([one, one])
     own_platform.sql(MARK)
@@ -88,9 +94,9 @@ async def test_an_engine_that_is_old_when_it_is_first_seen_counts_from_then_on(
     own_platform: Any, clients: tuple[AdminClient, BillingClient, LedgerClient]
 ) -> None:
     admin, gateway, _ = clients
-    old = NOW - 7_200_000
-    await gateway.keep_engine_readings([reading(7_000_000, 9_000_000, started_unix_milliseconds=old)])
-    await gateway.keep_engine_readings([reading(7_000_100, 9_000_010, started_unix_milliseconds=old)])
+    old = unix_milliseconds() - 7_200_000
+    await gateway.keep_engine_readings([reading(old, 7_000_000, 9_000_000)])
+    await gateway.keep_engine_readings([reading(old, 7_000_100, 9_000_010)])
     own_platform.sql(MARK)
     (lane,) = (await admin.reconciliation()).lanes
     assert (lane.engine_prompt_tokens, lane.engine_completion_tokens) == (100, 10)
@@ -107,7 +113,7 @@ async def test_tokens_that_differ_by_more_than_what_is_on_its_way_are_told(
 ) -> None:
     admin, gateway, ledger = clients
     await charge(ledger, customer(own_platform), *charged)
-    await gateway.keep_engine_readings([reading(*processed)])
+    await gateway.keep_engine_readings([reading(unix_milliseconds(), *processed)])
     own_platform.sql(MARK)
     told = await admin.reconciliation()
     assert (told.agrees, [lane.agrees for lane in told.lanes]) == (False, [False])

@@ -229,8 +229,9 @@ async def test_open_holds_are_listed_by_customer_and_age_in_pages_until_they_are
 
 
 async def test_days_and_cap_changes_are_read_back(
-    gateway: LedgerClient, billing: LedgerClient, build: Any
+    gateway: LedgerClient, billing: LedgerClient, ledger: Any, build: Any
 ) -> None:
+    ledger.set_clock("timestamptz '2099-11-23 12:00Z'")
     await billing.apply(build.grant("acme", build.dollar))
     await billing.apply(build.cap("acme", 500))
     placed = build.hold("acme", 10, 20)

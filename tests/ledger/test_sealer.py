@@ -26,7 +26,7 @@ from darktree_ledger.sealer import make_app
 from darktree_ledger.settings import SealerSettings
 
 ORIGIN = "darktree.dev/ledger/test"
-DEADLINE_SECONDS = 30
+DEADLINE_SECONDS = 180
 KILLS = 4
 
 
@@ -75,10 +75,10 @@ def test_what_is_recorded_is_sealed_signed_and_anchored(
     ledger.apply(*(build.grant("acme", 1) for _ in range(500)))
     until(lambda: (found := anchored(folder, key_file)) and found.size == 501)
     assert httpx.get(f"{url}/readyz").status_code == 200
-    until(lambda: metric(url, "darktree_sealer_log_entries") == 501)
+    until(lambda: metric(url, "darktree_sealer_checkpoint_entries") == 501)
+    assert metric(url, "darktree_sealer_log_entries") == 501
     assert metric(url, "darktree_sealer_leading") == 1
     assert metric(url, "darktree_sealer_lag_entries") == 0
-    assert metric(url, "darktree_sealer_checkpoint_entries") == 501
     assert metric(url, "darktree_sealer_checkpoint_age_seconds") < 60
     assert len(list(folder.glob("checkpoint-*"))) == ledger.value("SELECT count(*) FROM ledger.checkpoint")
 

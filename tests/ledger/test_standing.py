@@ -42,6 +42,7 @@ def use(ledger: Any, build: Any, customer_id: str, tokens: int) -> None:
 
 
 async def test_credits_tokens_and_customers_are_summed(seen: Seen, ledger: Any, build: Any) -> None:
+    ledger.set_clock("timestamptz '2099-11-23 12:00Z'")
     for customer_id, used in (("acme", 100), ("globex", 500), ("hooli", 800), ("initech", 1_000)):
         use(ledger, build, customer_id, used)
     ledger.one(build.hold("initech", 10, 10))  # refused: the cap
@@ -68,6 +69,7 @@ async def test_credits_tokens_and_customers_are_summed(seen: Seen, ledger: Any, 
 async def test_a_cap_that_was_lowered_below_what_was_used_is_no_breach_and_more_than_any_cap_is(
     seen: Seen, ledger: Any, build: Any
 ) -> None:
+    ledger.set_clock("timestamptz '2099-11-23 12:00Z'")
     use(ledger, build, "acme", 900)
     ledger.one(build.cap("acme", 500))
     ledger.one(build.cap("acme", 300))
