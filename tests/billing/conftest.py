@@ -239,9 +239,8 @@ def running_store(
             )
             stripe.send_to(f"{url}/webhooks/stripe")
             store = Store(platform, stripe, url, platform.http(url=url))
-            if (
-                changes.get("stripe_workers") != 0
-            ):  # its first sweep takes nothing that a test leaves to the webhook
+            # The first sweep would take what a test leaves to the webhook.
+            if changes.get("stripe_workers") != 0:
                 store.wait(lambda: store.status()["swept_at"] is not None)
             yield store
 
