@@ -1,5 +1,6 @@
 """What `darktree doctor` asks the database itself: revisions, clock, durability, connections, rights, and the log."""
 
+from datetime import datetime
 from typing import Any
 
 from darktree_cli.findings import Finding, finding
@@ -38,12 +39,18 @@ async def examine(url: str) -> list[Finding]:
 async def _clock(connection: Any) -> list[Finding]:
     before = clock.utc_now()
     (there,) = await _row(connection, "SELECT clock_timestamp()")
-    skew = (there - (before + (clock.utc_now() - before) / 2)).total_seconds()
-    problem = (
-        f"the database's clock is {skew:+.1f} s from this host's" if abs(skew) > MAX_SKEW_SECONDS else None
-    )
+    return [compare_clocks(before, there, clock.utc_now())]
+
+
+def compare_clocks(before: datetime, there: datetime, after: datetime) -> Finding:
+    """Compare the database's clock with this host's before and after it was asked."""
+    half_trip = (after - before) / 2
+    skew = (there - (before + half_trip)).total_seconds()
+    # It was read at any time in between: up to half of the trip is no skew.
+    apart = abs(skew) - half_trip.total_seconds() > MAX_SKEW_SECONDS
+    problem = f"the database's clock is {skew:+.1f} s from this host's" if apart else None
     advice = "days, caps and holds go by the database's clock: let both hosts keep time (NTP)"
-    return [finding("clock", problem, f"{skew:+.3f} s from this host's", advice)]
+    return finding("clock", problem, f"{skew:+.3f} s from this host's", advice)
 
 
 async def _durability(connection: Any) -> list[Finding]:

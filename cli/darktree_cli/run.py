@@ -67,10 +67,10 @@ class Run:
         self._start(Stage.SEALER, Stage.LEDGER, Stage.BILLING, Stage.GATEWAY)
         await self._until_ready(*(stage for stage in Stage if stage is not Stage.DATABASE))
         key = await self._demo_key()
-        if self._ready_file is not None:
-            self._write_ready_file(self._ready_file, key)
         seconds = clock.monotonic() - self._started_at
         typer.echo(demo.welcome(self._plan, key, self._data.mailbox, seconds))
+        if self._ready_file is not None:  # last: who waits for it finds all that was printed
+            self._write_ready_file(self._ready_file, key)
 
     async def _down(self) -> None:
         self._say("stopping (Ctrl-C again kills)")

@@ -19,6 +19,7 @@ import pytest
 DARKTREE = Path(sys.executable).with_name("darktree")
 START_SECONDS = 90
 STOP_SECONDS = 60
+DOCTOR_SECONDS = 90
 
 Ran = subprocess.CompletedProcess[str]
 
@@ -31,7 +32,7 @@ def clean_environment(**added: str) -> dict[str, str]:
     return kept | added
 
 
-def run_darktree(*words: str, cwd: Path | None = None, timeout: float = 60, **added: str) -> Ran:
+def run_darktree(*words: str, cwd: Path | None = None, timeout: float = 180, **added: str) -> Ran:
     """Run one command to its end."""
     return subprocess.run(
         [DARKTREE, *words],
@@ -43,12 +44,13 @@ def run_darktree(*words: str, cwd: Path | None = None, timeout: float = 60, **ad
     )
 
 
-def wait_until(true: Callable[[], object], what: str, seconds: float = 30) -> None:
-    """Wait for something to be true, but not for ever."""
+def wait_until(true: Callable[[], Any], what: str, seconds: float = 30) -> Any:
+    """Return the first true value of a condition, asked until a deadline."""
     deadline = time.monotonic() + seconds
-    while not true():
+    while not (value := true()):
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.05)
+    return value
 
 
 @dataclass
@@ -87,6 +89,15 @@ class Running:
         ran = self.command(*words, "--output", "json")
         assert ran.returncode == 0, ran.stderr
         return json.loads(ran.stdout)
+
+    def found_well(self) -> Any:
+        """Return what the doctor says once all is well: on a busy machine a probe may run out of its time."""
+
+        def said() -> Any:
+            ran = self.command("doctor", "--output", "json")
+            return json.loads(ran.stdout) if ran.returncode == 0 else None
+
+        return wait_until(said, "all is well", DOCTOR_SECONDS)
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> int:
         self.popen.send_signal(number)
@@ -138,8 +149,8 @@ def darktree() -> Callable[..., Ran]:
 
 
 @pytest.fixture(scope="session")
-def eventually() -> Callable[..., None]:
-    """Waits for something to be true, with a deadline."""
+def eventually() -> Callable[..., Any]:
+    """Waits for something to be true, with a deadline, and returns it."""
     return wait_until
 
 

@@ -77,7 +77,7 @@ def test_tables_show_dollars_and_no_secret(platform: Running) -> None:
 
 
 def test_the_doctor_names_every_part_and_finds_all_well(platform: Running) -> None:
-    found = platform.json("doctor")
+    found = platform.found_well()
     looked_at = {finding["what"] for finding in found["findings"]}
     assert found["ok"]
     assert looked_at >= {

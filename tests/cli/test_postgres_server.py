@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,29 +14,25 @@ import psutil
 import psycopg
 import pytest
 
+from darktree_cli.ports import Ports
+
 START_SECONDS = 60
 DARKTREE = Path(sys.executable).with_name("darktree")
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
-
-
 @contextmanager
 def serving(folder: Path, password: str, processes: list[psutil.Process] | None = None) -> Iterator[str]:
-    port = free_port()
-    command = [str(DARKTREE), "postgres", "--data-dir", str(folder), "--port", str(port)]
-    server = subprocess.Popen(command, env=os.environ | {"DARKTREE_POSTGRES_PASSWORD": password})
-    if processes is not None:
-        processes.append(psutil.Process(server.pid))
-    try:
-        yield f"postgresql://postgres:{{}}@127.0.0.1:{port}/postgres"
-    finally:
-        server.send_signal(signal.SIGINT)
-        assert server.wait(START_SECONDS) == 0
+    with Ports() as ports:
+        port = ports.free()
+        command = [str(DARKTREE), "postgres", "--data-dir", str(folder), "--port", str(port)]
+        server = subprocess.Popen(command, env=os.environ | {"DARKTREE_POSTGRES_PASSWORD": password})
+        if processes is not None:
+            processes.append(psutil.Process(server.pid))
+        try:
+            yield f"postgresql://postgres:{{}}@127.0.0.1:{port}/postgres"
+        finally:
+            server.send_signal(signal.SIGINT)
+            assert server.wait(START_SECONDS) == 0
 
 
 def value(url: str, statement: str) -> object:
@@ -52,6 +47,7 @@ def value(url: str, statement: str) -> object:
             refused = "password authentication failed" in str(error)
             if refused or time.monotonic() > deadline:
                 raise
+            time.sleep(0.05)
 
 
 def test_a_password_is_asked_for_and_changed_by_a_restart_while_the_data_stays() -> None:

@@ -139,7 +139,7 @@ def test_what_is_charged_gets_a_receipt_that_the_anchors_confirm(
     assert anchor.read_text() == receipt["checkpoint"]
     verifier = parse_signer((platform.data_dir / "log-key").read_text()).verifier
     check_receipt(Receipt.model_validate(receipt), [verifier])
-    findings = {finding["what"]: finding for finding in platform.json("doctor")["findings"]}
+    findings = {finding["what"]: finding for finding in platform.found_well()["findings"]}
     assert findings["sealer"]["ok"]
     assert findings["log"]["ok"], findings["log"]
 
@@ -208,9 +208,9 @@ def test_a_process_that_is_killed_is_started_again_and_requests_are_served(
 
 
 def test_after_every_process_was_killed_the_doctor_and_the_ledger_find_all_well(
-    platform: Running, eventually: Eventually
+    platform: Running,
 ) -> None:
-    eventually(lambda: platform.command("doctor").returncode == 0, "all is well")
+    platform.found_well()
     assert platform.json("ledger", "check")["problems"] == []
 
 
@@ -255,7 +255,7 @@ def test_a_database_of_ones_own_is_used_and_left_running(
     running = start(DATABASE_URL=empty_database().admin_url)
     assert "postgres" not in running.record["processes"]
     assert ask(running).status_code == 200
-    assert running.json("doctor")["ok"]
+    assert running.found_well()["ok"]
 
 
 def test_a_running_stream_is_finished_before_the_platform_stops(start: Callable[..., Running]) -> None:

@@ -1,6 +1,5 @@
 """Mail: into a file that only its owner reads, or through a real server, and what is told when that fails."""
 
-import socket
 import stat
 from collections.abc import Iterator
 from email.message import EmailMessage
@@ -13,6 +12,7 @@ from aiosmtpd.handlers import Message
 from aiosmtpd.smtp import AuthResult, LoginPassword
 
 from darktree_billing.console.mail import FilePost, MailError, NoPost, Server, ServerPost, parse_server
+from darktree_cli.ports import Ports
 from darktree_kit.errors import Unavailable
 
 USER, PASSWORD = "darktree", "a secret: with @ and /"
@@ -36,20 +36,19 @@ def _known(_server: Any, _session: Any, _envelope: Any, _mechanism: str, data: L
 @pytest.fixture
 def server() -> Iterator[tuple[Kept, int]]:
     kept = Kept()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    controller = Controller(
-        kept,
-        hostname="127.0.0.1",
-        port=port,
-        authenticator=_known,
-        auth_require_tls=False,
-        auth_required=True,
-    )
-    controller.start()
-    yield kept, port
-    controller.stop()
+    with Ports() as ports:
+        port = ports.free()
+        controller = Controller(
+            kept,
+            hostname="127.0.0.1",
+            port=port,
+            authenticator=_known,
+            auth_require_tls=False,
+            auth_required=True,
+        )
+        controller.start()
+        yield kept, port
+        controller.stop()
 
 
 async def test_a_mail_goes_into_a_file_of_its_own_form(tmp_path: Path) -> None:

@@ -198,7 +198,10 @@ def test_a_request_is_answered_with_the_keyboard_alone(busy: Any, browser: Brows
         assert page.evaluate("document.activeElement.textContent") == "Skip to the page"
         page.get_by_role("link", name=re.compile("^Answer acme$")).first.focus()
         page.keyboard.press("Enter")
-        page.get_by_label("Tokens a day, when approved").focus()
+        tokens = page.get_by_label("Tokens a day, when approved")
+        tokens.wait_for()
+        page.wait_for_load_state()
+        tokens.focus()
         page.keyboard.press("Control+A")
         page.keyboard.type("8,000")
         page.keyboard.press("Tab")

@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,6 +19,8 @@ from mock_api import APPLY, MockApi
 from prometheus_server import ABSENT, BINARY, Prometheus, scraping
 from scenes import lane, until
 
+from darktree_cli.ports import Ports
+from darktree_kit import logs
 from darktree_kit.cluster import Cluster
 from darktree_operator import main as main  # its import registers the handlers
 from darktree_operator.process import NotAlive, Operator
@@ -107,8 +108,16 @@ Start = Callable[..., Any]
 
 
 @pytest.fixture
-def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Start:
+def ports() -> Iterator[Ports]:
+    with Ports() as kept:
+        yield kept
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ports: Ports) -> Start:
     """Makes running operators; each is an async context manager that takes the operator's settings."""
+    # It is for a process: the logs of this one's later tests would be the operator's, too.
+    monkeypatch.setattr(logs, "configure", lambda *_: None)
 
     @asynccontextmanager
     async def starting(refused: resource | None = None, **said: str) -> AsyncIterator[Wired]:
@@ -125,7 +134,7 @@ def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Start:
                 monkeypatch.setenv(f"DARKTREE_OPERATOR_{name.upper()}", value)
             credentials = kopf.ConnectionInfo(server=str(server.url))
             memo = kopf.Memo(credentials=credentials, cluster=Cluster(str(kubeconfig)))
-            wired = Wired(api, memo, f"http://127.0.0.1:{_free_port()}/healthz")
+            wired = Wired(api, memo, f"http://127.0.0.1:{ports.free()}/healthz")
             ready, stop = asyncio.Event(), asyncio.Event()
             running = asyncio.create_task(
                 kopf.operator(
@@ -208,8 +217,10 @@ async def test_a_deleted_lane_is_forgotten(start: Start) -> None:
 
 
 @pytest.mark.skipif(BINARY is None, reason=ABSENT)
-async def test_every_panel_about_the_operator_and_its_lanes_has_data(start: Start, tmp_path: Path) -> None:
-    port = _free_port()
+async def test_every_panel_about_the_operator_and_its_lanes_has_data(
+    start: Start, tmp_path: Path, ports: Ports
+) -> None:
+    port = ports.free()
     targets = tmp_path / "targets.json"
     targets.write_text(json.dumps([{"targets": [f"127.0.0.1:{port}"], "labels": {"part": "operator"}}]))
     gpu: dict[str, Any] = {
@@ -247,6 +258,12 @@ async def _meddled(wired: Wired, prometheus: Prometheus) -> bool:
 
 async def test_the_probe_over_http_fails_when_what_must_be_read_cannot_be(start: Start) -> None:
     async with start(refused=PODS, stale_seconds="0.5") as wired:
+
+        async def only_pods_are_unread() -> bool:
+            unread = [mirror for mirror in wired.operator.fleet.mirrors() if not mirror.listed.is_set()]
+            return [mirror.resource.plural for mirror in unread] == ["pods"]
+
+        await until("everything else to be read", only_pods_are_unread, 20)
         await _says(wired, lambda status, _: status == 500)
         with pytest.raises(NotAlive, match="never read: pods"):
             wired.operator.check()
@@ -272,9 +289,3 @@ def _kubeconfig(url: str) -> dict[str, Any]:
         "contexts": [{"name": "mock", "context": {"cluster": "mock", "user": "mock"}}],
         "current-context": "mock",
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

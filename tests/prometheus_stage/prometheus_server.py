@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,8 @@ from typing import Any
 
 import httpx
 import yaml
+
+from darktree_cli.ports import Ports
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "charts" / "darktree" / "rules"
@@ -116,7 +117,7 @@ class Prometheus:
 def scraping(targets: Path) -> Iterator[Prometheus]:
     """Run one that scrapes what this file names, with every rule of the chart."""
     assert BINARY is not None
-    with TemporaryDirectory(prefix="dt-") as made, socket.socket() as port:
+    with TemporaryDirectory(prefix="dt-") as made, Ports() as ports:
         folder = Path(made)
         (folder / "rules").mkdir()
         for file in RULES.glob("*.yaml"):
@@ -127,9 +128,7 @@ def scraping(targets: Path) -> Iterator[Prometheus]:
             "scrape_configs": [{"job_name": "darktree", "file_sd_configs": [{"files": [str(targets)]}]}],
         }
         (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
-        port.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{port.getsockname()[1]}"
-        port.close()
+        address = f"127.0.0.1:{ports.free()}"
         command = [
             BINARY,
             f"--config.file={folder / 'prometheus.yaml'}",

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import yaml
 from pydantic import SecretStr
@@ -26,6 +27,7 @@ from starlette.types import ASGIApp
 
 from darktree_billing.app import make_app as make_billing_app
 from darktree_billing.settings import Settings as BillingSettings
+from darktree_cli.ports import Ports
 from darktree_gateway.app import make_app as make_gateway_app
 from darktree_gateway.settings import Settings as GatewaySettings
 from darktree_simulator import tiny_model
@@ -40,6 +42,8 @@ IDLE_TIMEOUT_SECONDS = 20
 POLL_SECONDS = 0.05
 PACED_TOKENS_PER_SECOND = 50.0
 DEADLINE_SECONDS = 20.0
+STANDS_STILL_READS = 5
+TEST_SECONDS = 60
 
 ENGINES, EMBEDDERS = ["simulator", "vllm_engine"], ["simulated_embedder", "vllm_embedder"]
 ADMIN_TOKEN = "admin-token-of-the-tests"
@@ -71,6 +75,7 @@ class ServedEngine:
     base_url: str
     model: str
     context_length: int
+    pid: int
 
     def counters(self) -> tuple[int, int]:
         """(prompt tokens, generation tokens) since the engine started, once nothing runs any more.
@@ -88,6 +93,32 @@ class ServedEngine:
                 )
             time.sleep(POLL_SECONDS)
         raise AssertionError("the engine is still busy")
+
+    def say_no_more_than(self, tokens: int) -> None:
+        """Have a simulator fall silent after so many tokens of an answer; vLLM is silenced once it has said them."""
+        httpx.post(f"{self.base_url}/faults", json={"stall_after_tokens": tokens})
+
+    @contextmanager
+    def silenced(self, heard: Callable[[], int] = lambda: 0) -> Iterator[None]:
+        """Suspend what generates, until it was left: whoever leaves an answer has `heard` all that was generated.
+
+        It is a child of vLLM's server, which goes on. The simulator has no children and is silent by itself.
+        """
+
+        def said() -> tuple[int, int]:
+            text = httpx.get(f"{self.base_url}/metrics").text  # a turn of the server
+            return _metric(text, "vllm:generation_tokens_total"), heard()
+
+        generating = psutil.Process(self.pid).children(recursive=True)
+        for process in generating:
+            process.suspend()
+        try:
+            until(lambda: len({said() for _ in range(STANDS_STILL_READS)}) == 1, "the engine is silent")
+            yield
+            httpx.get(f"{self.base_url}/health")  # it has read by now that it was left
+        finally:
+            for process in generating:
+                process.resume()
 
 
 @pytest.fixture(scope="session")
@@ -110,10 +141,11 @@ def _vllm(folder: Path, *, pooling: bool = False) -> Iterator[ServedEngine]:
         pytest.skip('there is no real vLLM here: run "make vllm"')
     script = str(tiny_model.__file__)
     subprocess.run([VLLM_PYTHON, script, folder / "model"], check=True, capture_output=True)
-    port = _free_port()
-    command = vllm_command(VLLM_PYTHON, folder / "model", MODEL, port, CONTEXT_LENGTH, pooling=pooling)
-    with _started(command.argv, command.env, port, folder / "log") as engine:
-        yield engine
+    with Ports() as ports:
+        port = ports.free()
+        command = vllm_command(VLLM_PYTHON, folder / "model", MODEL, port, CONTEXT_LENGTH, pooling=pooling)
+        with _started(command.argv, command.env, port, folder / "log") as engine:
+            yield engine
 
 
 @pytest.fixture(scope="session")
@@ -139,11 +171,12 @@ def paced_simulator(tmp_path: Path) -> Iterator[ServedEngine]:
 
 @contextmanager
 def _simulator(tokens_per_second: float, folder: Path, *words: str) -> Iterator[ServedEngine]:
-    port = _free_port()
-    argv = [sys.executable, "-m", "darktree_simulator", "--model", MODEL, "--port", str(port)]
-    argv += ["--context-length", str(CONTEXT_LENGTH), "--tokens-per-second", str(tokens_per_second), *words]
-    with _started(argv, {}, port, folder / "log") as engine:
-        yield engine
+    with Ports() as ports:
+        port = ports.free()
+        argv = [sys.executable, "-m", "darktree_simulator", "--model", MODEL, "--port", str(port)]
+        argv += ["--context-length", str(CONTEXT_LENGTH), "--tokens-per-second", str(tokens_per_second)]
+        with _started([*argv, *words], {}, port, folder / "log") as engine:
+            yield engine
 
 
 @contextmanager
@@ -152,7 +185,7 @@ def _started(argv: list[str], env: Mapping[str, str], port: int, log: Path) -> I
         process = subprocess.Popen(argv, env=os.environ | env, stdout=output, stderr=subprocess.STDOUT)
     try:
         _wait_until_healthy(process, port, log)
-        yield ServedEngine(f"http://127.0.0.1:{port}", MODEL, CONTEXT_LENGTH)
+        yield ServedEngine(f"http://127.0.0.1:{port}", MODEL, CONTEXT_LENGTH, process.pid)
     finally:
         process.terminate()
         try:
@@ -173,12 +206,6 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, log: Path) 
     pytest.fail(f"the engine did not start:\n{log.read_text()[-3000:]}")
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def _metric(text: str, name: str) -> int:
     found = re.search(rf"^{re.escape(name)}\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)
     assert found, f"no metric {name}"
@@ -193,18 +220,27 @@ class Tap:
         self._target = (host, int(port))
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._said: list[bytearray] = []
+        self._said: list[tuple[bytearray, threading.Thread]] = []
+        self._passing = threading.Lock()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def usages(self) -> list[dict[str, int]]:
-        """Return every usage that passed, oldest first."""
-        text = b"".join(self._said).decode("utf-8", "replace")
+        """Return every usage that passed, oldest first: what is told here has reached the gateway."""
+        with self._passing:
+            text = b"".join(said for said, _ in self._said).decode("utf-8", "replace")
         return [json.loads(found) for found in re.findall(r'"usage":(\{[^{}]*\})', text)]
 
     def completion_tokens(self) -> int:
         return (self.usages() or [{"completion_tokens": 0}])[-1]["completion_tokens"]
 
+    def streams(self) -> bool:
+        """Return whether a streamed answer has begun on a connection that is still open."""
+        return any(b"text/event-stream" in said and pump.is_alive() for said, pump in self._said)
+
     def close(self) -> None:
+        # Or the accept goes on, and takes the connections of whoever is given the descriptor next.
+        with suppress(OSError):  # only Linux shuts what listens
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
     def _accept(self) -> None:
@@ -212,17 +248,19 @@ class Tap:
             while True:
                 near, _ = self._listener.accept()
                 far = socket.create_connection(self._target)
+                near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is passed on has arrived
                 said = bytearray()
-                self._said.append(said)
-                threading.Thread(target=self._pump, args=(near, far, None), daemon=True).start()
-                threading.Thread(target=self._pump, args=(far, near, said), daemon=True).start()
+                pump = threading.Thread(target=self._pump, args=(far, near, said), daemon=True)
+                pump.start()
+                self._said.append((said, pump))
+                threading.Thread(target=self._pump, args=(near, far, bytearray()), daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket, said: bytearray | None) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, said: bytearray) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
-                sink.sendall(data)
-                if said is not None:
+                with self._passing:
                     said += data
+                    sink.sendall(data)
         for end in (source, sink):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -300,6 +338,9 @@ class Metered:
         return _metric(text, "vllm:prompt_tokens_total"), _metric(text, "vllm:generation_tokens_total")
 
     def customer(self, *, cap_tokens: int = 10_000_000, dollars: str = "1000") -> "Customer":
+        day_left_seconds = 86_400 - time.time() % 86_400
+        if day_left_seconds < TEST_SECONDS:  # at midnight the day's tokens begin anew
+            time.sleep(day_left_seconds + 1)
         name = f"c-{uuid.uuid4().hex[:12]}"
 
         def admin(method: str, path: str, body: Any) -> Any:
@@ -314,6 +355,14 @@ class Metered:
         admin("POST", f"/{name}/grants", {"dollars": dollars, "reason": "for the test"})
         key = admin("POST", f"/{name}/keys", {})["key"]
         return Customer(name, key, self)
+
+    @contextmanager
+    def silenced(self, customer: "Customer") -> Iterator[None]:
+        """Let the customer leave an answer while the engine says nothing: the gateway has read all that was made."""
+        with self.engine.silenced(lambda: len(self.tap.usages())):
+            assert customer.charges() == []  # a turn of the gateway, too
+            yield
+            until(lambda: not self.tap.streams(), "the engine is left")
 
     def metric(self, name: str, kind: str) -> int:
         text = self.services.http.get(f"{self.url}/metrics").text

@@ -73,6 +73,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "response with tools": (RESPONSES, {"tools": [FLAT_TOOL], "tool_choice": "none", "user": "u"}),
     "response in a form": (RESPONSES, {"text": {"format": {"type": "text"}}, "reasoning": {"effort": "low"}}),
 }  # fmt: skip
+UNFINISHED = {"choices[].finish_reason: NoneType", "choices[].prompt_token_ids: NoneType"}
 LIMITS = {CHAT: "max_completion_tokens", COMPLETIONS: "max_tokens", RESPONSES: "max_output_tokens"}
 PLAIN = {CHAT: ChatCompletion, COMPLETIONS: Completion, RESPONSES: Response}
 EVENT: Any = pydantic.TypeAdapter(ResponseStreamEvent)
@@ -203,12 +204,15 @@ def test_the_shape_of_an_answer_is_the_recorded_one_whichever_engine_is_behind(
     found = sorted(
         {member for event in (events if stream else [text]) for member in members(json.loads(event))}
     )
+    shown = [choice["index"] for event in events for choice in json.loads(event).get("choices", [])]
+    # A vLLM whose reader is slow says a choice in one chunk, which is its first and its last.
+    lost = set() if len(shown) > len(set(shown)) else UNFINISHED
     recorded = json.loads(SHAPES.read_text()) if SHAPES.exists() else {}
     name = f"{case}, streamed" if stream else case
     if os.environ.get("RECORD"):
         SHAPES.write_text(json.dumps(recorded | {name: found}, indent=1, sort_keys=True) + "\n")
     else:
-        assert found == recorded[name]
+        assert set(recorded[name]) - lost <= set(found) <= set(recorded[name])
 
 
 def members(value: Any, place: str = "") -> Iterator[str]:
