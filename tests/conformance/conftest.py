@@ -64,7 +64,7 @@ class Books:
 
     entries: int
     balance_nanos: int
-    day_tokens: int
+    tokens: int  # of every day: midnight may come
     open_holds: int
     held_tokens: int
 
@@ -90,9 +90,15 @@ class Customer:
         return found
 
     def books(self) -> Books:
-        account = self.platform.account(self.id)
-        names = ("entry_count", "balance_nanos", "day_tokens", "open_holds", "day_held_tokens")
-        return Books(*(account[name] for name in names))
+        recent = self.platform.recent(self.id)
+        account = recent["account"]
+        return Books(
+            entries=account["entry_count"],
+            balance_nanos=account["balance_nanos"],
+            tokens=sum(day["prompt_tokens"] + day["completion_tokens"] for day in recent["days"]),
+            open_holds=account["open_holds"],
+            held_tokens=account["day_held_tokens"],
+        )
 
     def settled_books(self) -> Books:
         """Return the books once nothing is held any more."""
@@ -151,9 +157,9 @@ class Platform:
         made = self.admin("POST", f"/customers/{customer_id}/keys", json=key)
         return Customer(customer_id, made["key"], self)
 
-    def account(self, customer_id: str) -> dict[str, Any]:
+    def recent(self, customer_id: str) -> dict[str, Any]:
         headers = {"Authorization": f"Bearer {self.secrets['ledger_gateway_token']}"}
-        answer = self.http.get(f"{self.url('ledger')}/v1/accounts/{customer_id}", headers=headers)
+        answer = self.http.get(f"{self.url('ledger')}/v1/accounts/{customer_id}/recent", headers=headers)
         assert answer.status_code == 200, answer.text
         found: dict[str, Any] = answer.json()
         return found

@@ -270,25 +270,24 @@ def test_a_revoked_key_is_refused_by_every_gateway_within_ten_seconds(
 ) -> None:
     second = platform.with_key(customer.id)
 
-    def asked() -> list[int]:
-        answers = []
-        for _ in range(8):  # a connection each: the kernel spreads them over the gateways
-            with httpx.Client(base_url=platform.http.base_url, headers=second.headers) as client:
-                answers.append(client.get("/v1/models").status_code)
-        return answers
+    urls = [f"{platform.url(name)}/v1/models" for name in ("gateway-1", "gateway-2")]
 
-    assert asked() == [200] * 8
+    def asked() -> list[int]:
+        return [platform.http.get(url, headers=second.headers).status_code for url in urls]
+
+    assert asked() == [200, 200]
     key_id = second.key.removeprefix("dt_live_").partition("_")[0]
     platform.admin("DELETE", f"/keys/{key_id}")
-    eventually(lambda: asked() == [401] * 8, "the key is refused", REVOCATION_SECONDS)
+    eventually(lambda: asked() == [401, 401], "the key is refused", REVOCATION_SECONDS)
     assert_refused(second.post(CHAT, json=chat()), 401, "invalid_api_key")
     assert platform.http.get("/v1/models", headers=customer.headers).status_code == 200
 
 
 def test_an_expired_key_is_refused(platform: Any, customer: Any, eventually: Callable[..., Any]) -> None:
-    soon = (datetime.now(UTC) + timedelta(seconds=1.5)).isoformat()
-    brief = platform.with_key(customer.id, expires_at=soon)
-    assert platform.http.get("/v1/models", headers=brief.headers).status_code == 200
+    soon = datetime.now(UTC) + timedelta(seconds=1.5)
+    brief = platform.with_key(customer.id, expires_at=soon.isoformat())
+    status = platform.http.get("/v1/models", headers=brief.headers).status_code
+    assert status == 200 or datetime.now(UTC) >= soon
     expired = lambda: platform.http.get("/v1/models", headers=brief.headers).status_code == 401  # noqa: E731
     eventually(expired, "the key is refused", REVOCATION_SECONDS)
     assert_refused(brief.post(CHAT, json=chat()), 401, "invalid_api_key")

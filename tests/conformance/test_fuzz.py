@@ -94,7 +94,7 @@ def all_is_well_in_the_end(platform: Any, customer: Any, eventually: Callable[..
     assert all(psutil.pid_exists(pid) for pid in pids)
     books = customer.settled_books()
     assert books.held_tokens == 0
-    assert books.balance_nanos == 1_000 * 10**9 - 750_000 * books.day_tokens
+    assert books.balance_nanos == 1_000 * 10**9 - 750_000 * books.tokens
     body = {"model": QUICK, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 1}
     assert customer.post(CHAT, json=body).status_code == 200
     assert platform.admin("POST", "/ledger/check")["problems"] == []
@@ -320,4 +320,4 @@ def test_pipelined_requests_are_answered_in_order_and_each_charged_once(platform
     assert usages == [1, 2, 3]
     after = customer.settled_books()
     assert after.entries - before.entries == 3
-    assert after.day_tokens - before.day_tokens == 3 * len("hello") + 6
+    assert after.tokens - before.tokens == 3 * len("hello") + 6

@@ -34,7 +34,7 @@ def assert_charged(customer: Any, raw: Any, usage: Any) -> None:
     assert listed[0] | {"receipt": charge["receipt"]} == charge
     books = customer.books()
     assert (books.open_holds, books.held_tokens) == (0, 0)
-    assert books.day_tokens == sum(entry["total_tokens"] for entry in listed)
+    assert books.tokens == sum(entry["total_tokens"] for entry in listed)
 
 
 def test_a_chat_is_answered_and_its_usage_is_the_ledgers_entry(client: OpenAI, customer: Any) -> None:

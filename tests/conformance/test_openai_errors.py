@@ -4,7 +4,6 @@ What arrives is counted by a proxy between the library, with its default of two 
 """
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,8 @@ import httpx
 import openai
 import pytest
 from openai import OpenAI
+
+from darktree_cli.ports import Ports
 
 QUICK, SLOW, FRAIL, PRIVATE = "quick", "slow", "frail", "private"
 HELLO: list[Any] = [{"role": "user", "content": "Tell me of trees."}]
@@ -143,7 +144,7 @@ def test_the_daily_cap_arrives_once_and_says_when_it_resets(platform: Any, arriv
         assert headers["x-ratelimit-remaining-tokens"] == "0"
         assert headers["x-ratelimit-reset-tokens"][-1] == "s"
         assert f"Limit {HELLO_TOKENS + 5}, Used {HELLO_TOKENS + 5}" in error.message
-    assert customer.books().day_tokens == HELLO_TOKENS + 5
+    assert customer.books().tokens == HELLO_TOKENS + 5
 
 
 def test_a_prompt_larger_than_a_whole_days_cap_arrives_once(platform: Any, arrivals: Any) -> None:
@@ -221,11 +222,11 @@ def test_an_engine_that_fails_is_a_server_error_that_is_retried_and_charged_once
     platform.faults(FRAIL, error_status=500, error_requests=1)
     answer = ask(client, model=FRAIL)
     assert arrivals.statuses == [502, 200]
-    assert customer.settled_books().day_tokens == answer.usage.total_tokens
+    assert customer.settled_books().tokens == answer.usage.total_tokens
     platform.faults(FRAIL, error_status=500, error_requests=1)
     error = refusal(client.with_options(max_retries=0), openai.InternalServerError, model=FRAIL)
     assert facts(error) == (502, "server_error", "engine_error", None)
-    assert customer.settled_books().day_tokens == answer.usage.total_tokens
+    assert customer.settled_books().tokens == answer.usage.total_tokens
     platform.faults(FRAIL)
 
 
@@ -244,17 +245,14 @@ def test_an_error_in_the_middle_of_a_stream_is_raised_there(
     assert (caught.value.code, caught.value.type) == ("engine_error", "server_error")
     assert seen
     assert arrivals.statuses == [200]
-    assert customer.settled_books().day_tokens == HELLO_TOKENS + 5
+    assert customer.settled_books().tokens == HELLO_TOKENS + 5
 
 
 @pytest.fixture
 def gateway_without_ledger(platform: Any, eventually: Any) -> Iterator[str]:
     """One more gateway of the same platform, to which the ledger is away; yields its base URL."""
-    with socket.socket() as free, socket.socket() as unused:
-        for chosen in (free, unused):
-            chosen.bind(("127.0.0.1", 0))
-        port, nowhere = free.getsockname()[1], unused.getsockname()[1]
-        free.close()
+    with Ports() as ports:
+        port, nowhere = ports.free(), ports.free()
         settings = {
             "PORT": str(port),
             "LEDGER_URL": f"http://127.0.0.1:{nowhere}",

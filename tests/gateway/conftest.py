@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,6 +62,26 @@ def until(condition: Callable[[], Any], what: str = "the condition") -> Any:
     return value
 
 
+def set_clock(database: Database, start: datetime) -> None:
+    """Let a ledger's clock go on from an instant."""
+    with psycopg.connect(database.admin_url, autocommit=True) as connection:
+        (now,) = connection.execute("SELECT clock_timestamp()").fetchone() or (None,)
+        connection.execute(
+            "CREATE OR REPLACE FUNCTION ledger.clock_now() RETURNS timestamptz LANGUAGE sql VOLATILE AS "
+            f"$clock$ SELECT clock_timestamp() + (timestamptz '{start}' - timestamptz '{now}') $clock$".encode()
+        )
+
+
+def at_noon(database: Database) -> Database:
+    """Let its day begin so that none ends inside a test."""
+    set_clock(database, datetime.now(UTC).replace(hour=12))
+    return database
+
+
+def until_ready(url: str) -> None:
+    until(lambda: httpx.get(f"{url}/readyz").status_code == 200, "the gateway's readiness")
+
+
 @pytest.fixture(scope="session")
 def eventually() -> Callable[..., Any]:
     return until
@@ -89,6 +110,7 @@ class Wire:
 
     def close(self) -> None:
         self.cut()
+        self._listener.shutdown(socket.SHUT_RDWR)  # whoever waits for a connection would go on waiting
         self._listener.close()
 
     def _accept(self) -> None:
@@ -97,11 +119,12 @@ class Wire:
                 near, _ = self._listener.accept()
             except OSError:
                 return
+            self._sockets.add(near)  # before it is asked: a cut in between would miss it
             if not self._whole:
                 near.close()
                 continue
             far = socket.create_connection(self._target)
-            self._sockets |= {near, far}
+            self._sockets.add(far)
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
 
@@ -339,6 +362,9 @@ class Platform:
         with psycopg.connect(self.databases[ledger].admin_url, autocommit=True) as connection:
             return connection.execute(statement.encode(), values).fetchall()
 
+    def set_clock(self, start: datetime) -> None:
+        set_clock(self.database, start)
+
     def open_holds(self, customer_id: str) -> int:
         rows = self.sql(
             "SELECT count(*) FROM ledger.hold WHERE customer_id = %s AND state = 'open'", customer_id
@@ -362,7 +388,11 @@ class Platform:
 
     def another_gateway(self, **changes: Any) -> str:
         """Serve another gateway, with other settings, until the platform ends; returns its address."""
-        return self.stack.enter_context(self.serving(make_app(self.settings.model_copy(update=changes))))
+        settings = self.settings.model_copy(update=changes)
+        url = self.stack.enter_context(self.serving(make_app(settings)))
+        if not settings.private_port:
+            until_ready(url)
+        return url
 
 
 def lane(name: str, model: str, *urls: str, customer: str | None = None) -> dict[str, Any]:
@@ -403,7 +433,7 @@ def running_platform(
 ) -> Callable[[Path], AbstractContextManager[Platform]]:
     @contextlib.contextmanager
     def run(folder: Path, ledgers: int = 1) -> Iterator[Platform]:
-        databases = [make_database() for _ in range(ledgers)]
+        databases = [at_noon(make_database()) for _ in range(ledgers)]
         database = databases[0]
         with ExitStack() as stack:
             ledger_urls = [
@@ -449,7 +479,7 @@ def running_platform(
                 engine_metrics_interval_seconds=0.2,
             )
             gateway_url = stack.enter_context(serving_context(make_app(settings)))
-            until(lambda: httpx.get(f"{gateway_url}/readyz").status_code == 200, "the gateway's readiness")
+            until_ready(gateway_url)
             yield Platform(
                 gateway_url=gateway_url,
                 ledger=ledger_wires[0],

@@ -145,10 +145,10 @@ def test_the_turns_of_a_conversation_reach_one_engine(
             return {url for url in urls if prompts_at(url) > before[url]}
 
         homes = set()
-        for talk in range(6):
+        for talk in range(20):  # all at one engine by chance: once in a billion times
             messages = [{"role": "user", "content": f"Conversation {talk}"}]
             home = engine_of(messages)
-            for _ in range(2):
+            for _ in range(2 if talk < 6 else 0):
                 messages += [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "And?"}]
                 assert engine_of(messages) == home
             homes |= home

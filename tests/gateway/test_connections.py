@@ -381,13 +381,17 @@ async def test_a_reader_who_takes_his_time_holds_the_engine_back_and_loses_nothi
         await peer.say(b"0\r\n\r\n")
         await peer.left()
 
-    async with engine(script, idle_seconds=0.3) as (url, asked):
+    async with engine(script) as (url, asked):
         answer = await asked.ask(url, "POST", HEADERS)
+        (connection,) = asked._all
         before = -1
-        while sent != before:  # until the engine can send no more
+        # Until the engine can send no more.
+        while sent < pieces and (sent != before or not connection._paused):
             before = sent
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.1)
         assert sent < pieces
+        # Silent for too long, were it not the reader's doing.
+        connection.look(connection.heard_at + 60, 30.0, 4.0)
         assert len(await whole(answer)) == pieces * 64 * 1024
 
 
@@ -416,6 +420,6 @@ async def test_a_kept_connection_is_closed_before_the_engine_would() -> None:
         await peer.left()
         left.set()
 
-    async with engine(script, idle_seconds=0.4, keep_alive_seconds=0.1) as (url, asked):
+    async with engine(script, keep_alive_seconds=0.1) as (url, asked):
         assert await whole(await asked.ask(url, "POST", HEADERS)) == BODY
         await asyncio.wait_for(left.wait(), 5)

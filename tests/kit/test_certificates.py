@@ -2,10 +2,9 @@
 
 import os
 import pwd
-import socket
 import ssl
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from aiohttp import web
 from self_signed import self_signed
 
+from darktree_cli.ports import Ports
 from darktree_kit import certificates
 
 ENDS = datetime(2031, 2, 3, 4, 5, 6, tzinfo=UTC)
@@ -42,11 +42,9 @@ async def test_where_there_is_no_tls_there_is_nothing_to_tell(url: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["https", "postgresql+psycopg"])
-async def test_a_server_that_is_away_is_an_error_of_the_network(
-    scheme: str, unused_port: Callable[[], int]
-) -> None:
+async def test_a_server_that_is_away_is_an_error_of_the_network(scheme: str, port: int) -> None:
     with pytest.raises(OSError, match=r"Connect call failed"):
-        await certificates.expiry(f"{scheme}://127.0.0.1:{unused_port()}/x")
+        await certificates.expiry(f"{scheme}://127.0.0.1:{port}/x")
 
 
 def test_a_target_has_neither_user_nor_password() -> None:
@@ -54,13 +52,10 @@ def test_a_target_has_neither_user_nor_password() -> None:
 
 
 @pytest.fixture
-def unused_port() -> Callable[[], int]:
-    def find() -> int:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            return int(found.getsockname()[1])
-
-    return find
+def port() -> Iterator[int]:
+    """One on which nobody listens, unless the test does."""
+    with Ports() as ports:
+        yield ports.free()
 
 
 @contextmanager
@@ -91,8 +86,6 @@ def postgres(port: int, tls: bool) -> Iterator[str]:
 
 @pytest.mark.skipif(not POSTGRES.is_dir(), reason="apt-get install postgresql-15")
 @pytest.mark.parametrize("tls", [True, False], ids=["with TLS", "without"])
-async def test_postgres_tells_its_certificate_when_it_has_one(
-    tls: bool, unused_port: Callable[[], int]
-) -> None:
-    with postgres(unused_port(), tls) as url:
+async def test_postgres_tells_its_certificate_when_it_has_one(tls: bool, port: int) -> None:
+    with postgres(port, tls) as url:
         assert await certificates.expiry(url) == (ENDS if tls else None)

@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 import uvicorn
@@ -15,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from darktree_kit import server
 from darktree_kit.wire import BoundedProtocol
 
-READ_SECONDS = 0.4
+READ_SECONDS = 0.2
 MAX_HEAD_BYTES = 8_192
 DEADLINE_SECONDS = 10.0
 PART_BYTES = 100_000
@@ -24,12 +25,17 @@ TARGET = b"POST /first HTTP/1.1\r\nHost: a\r\n"
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
-class Quick(BoundedProtocol):
-    """The same with bounds that a test can wait for."""
+class Known(BoundedProtocol):
+    """The same with bounds that a test can reach, and found by its client's address."""
 
     max_head_bytes = MAX_HEAD_BYTES
-    read_seconds = READ_SECONDS
     look_seconds = 0.05
+    by_client: ClassVar[dict[tuple[str, int], "Known"]] = {}
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        assert self.client is not None
+        self.by_client[self.client] = self
 
 
 class Echo:
@@ -64,9 +70,10 @@ class Echo:
             await self.answers[scope["path"]](scope, send)
             return
         if scope["path"] == "/slow":
-            until = time.monotonic() + 3 * READ_SECONDS
-            while time.monotonic() < until:
-                await asyncio.sleep(0.01)
+            known = Known.by_client[scope["client"]]
+            known.read_seconds = READ_SECONDS
+            await asyncio.sleep(3 * READ_SECONDS)
+            known.read_seconds = BoundedProtocol.read_seconds
         content = str(size).encode()
         length = (b"content-length", str(len(content)).encode())
         await send({"type": "http.response.start", "status": 200, "headers": [length]})
@@ -113,7 +120,7 @@ def echo() -> Echo:
 @pytest.fixture(scope="module")
 def port(echo: Echo) -> Iterator[int]:
     listener = server.listen("127.0.0.1", 0)
-    running = uvicorn.Server(uvicorn.Config(echo, log_config=None, http=Quick, lifespan="off"))
+    running = uvicorn.Server(uvicorn.Config(echo, log_config=None, http=Known, lifespan="off"))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     yield listener.getsockname()[1]
@@ -125,8 +132,17 @@ def port(echo: Echo) -> Iterator[int]:
 @pytest.fixture
 def connection(port: int, echo: Echo) -> Iterator[socket.socket]:
     echo.paths.clear()
+    Known.by_client.clear()
     with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_SECONDS) as made:
         yield made
+
+
+def hurry(connection: socket.socket, *, in_head: bool) -> None:
+    """Let the server wait but briefly for the rest, once it has read so far; until then we may be slow ourselves."""
+    until = time.monotonic() + DEADLINE_SECONDS
+    while (known := Known.by_client.get(connection.getsockname())) is None or known._in_head != in_head:
+        assert time.monotonic() < until
+    known.read_seconds = READ_SECONDS
 
 
 def rest_of(connection: socket.socket) -> bytes:
@@ -193,13 +209,15 @@ def test_a_head_that_does_not_come_is_not_waited_for(
     connection: socket.socket, echo: Echo, sent: bytes
 ) -> None:
     connection.sendall(sent)
+    hurry(connection, in_head=True)
     assert rest_of(connection).startswith(b"HTTP/1.1 408")
     assert echo.paths == []
 
 
 def test_a_head_that_comes_a_byte_at_a_time_is_not_waited_for(connection: socket.socket) -> None:
-    connection.settimeout(0.02)
     connection.sendall(TARGET)
+    hurry(connection, in_head=True)
+    connection.settimeout(0.02)
     until, told = time.monotonic() + DEADLINE_SECONDS, b""
     while not told:
         assert time.monotonic() < until
@@ -214,13 +232,17 @@ def test_a_head_that_comes_a_byte_at_a_time_is_not_waited_for(connection: socket
 
 
 def test_a_connection_that_says_nothing_is_closed(connection: socket.socket) -> None:
+    hurry(connection, in_head=False)
     assert rest_of(connection) == b""
 
 
 def test_a_body_that_does_not_come_is_a_client_that_left(connection: socket.socket, echo: Echo) -> None:
     connection.sendall(TARGET + b"Content-Length: 10\r\n\r\nabc")
-    assert rest_of(connection) == b""
     until = time.monotonic() + DEADLINE_SECONDS
+    while echo.paths != ["/first"]:
+        assert time.monotonic() < until
+    hurry(connection, in_head=False)
+    assert rest_of(connection) == b""
     while echo.paths != ["/first", "left"]:
         assert time.monotonic() < until
 
