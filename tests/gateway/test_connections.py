@@ -6,10 +6,20 @@ import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from darktree_gateway.connections import Answer, Broken, Connections, CutOff, NotConnected, Stale
+from darktree_gateway.connections import (
+    Answer,
+    Broken,
+    Connection,
+    Connections,
+    CutOff,
+    NotConnected,
+    Origin,
+    Stale,
+)
 
 HEADERS = {"Content-Type": "application/json", "X-Request-Id": "req_1"}
 BODY = b"Predictable GPU inference spend."
@@ -409,6 +419,14 @@ async def test_a_reader_who_takes_his_time_holds_the_engine_back_and_loses_nothi
 async def test_an_engine_that_cannot_be_reached_was_not_asked(url: str) -> None:
     with pytest.raises(NotConnected):
         await Connections(idle_seconds=1.0).ask(url, "POST", HEADERS)
+
+
+async def test_a_connection_that_took_long_to_make_is_not_taken_for_an_idle_one() -> None:
+    connection = Connection(Connections(idle_seconds=30.0), Origin("engine", 443, True, "engine"))
+    await asyncio.sleep(0.05)  # its TLS
+    made_at = asyncio.get_running_loop().time()
+    connection.connection_made(Mock(spec=asyncio.Transport))
+    assert connection.heard_at >= made_at
 
 
 async def test_a_kept_connection_is_closed_before_the_engine_would() -> None:

@@ -252,7 +252,6 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, connections: Connections, origin: "Origin") -> None:
         self.origin = origin
-        self.heard_at = asyncio.get_running_loop().time()
         self._connections = connections
         self._loop = asyncio.get_running_loop()
         self._parts: list[bytes] = []  # of the body, as the parser finds them in one read
@@ -292,6 +291,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self.heard_at = (
+            self._loop.time()
+        )  # not before: TLS may have taken longer than an idle connection is kept
         self._connections.opened(self)
 
     def data_received(self, data: bytes) -> None:
