@@ -110,7 +110,8 @@ class Wire:
 
     def close(self) -> None:
         self.cut()
-        self._listener.shutdown(socket.SHUT_RDWR)  # whoever waits for a connection would go on waiting
+        with contextlib.suppress(OSError):  # only Linux shuts what listens
+            self._listener.shutdown(socket.SHUT_RDWR)  # whoever waits for a connection would go on waiting
         self._listener.close()
 
     def _accept(self) -> None:

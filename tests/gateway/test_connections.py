@@ -423,7 +423,6 @@ async def test_an_engine_that_cannot_be_reached_was_not_asked(url: str) -> None:
 
 async def test_a_connection_that_took_long_to_make_is_not_taken_for_an_idle_one() -> None:
     connection = Connection(Connections(idle_seconds=30.0), Origin("engine", 443, True, "engine"))
-    await asyncio.sleep(0.05)  # its TLS
     made_at = asyncio.get_running_loop().time()
     connection.connection_made(Mock(spec=asyncio.Transport))
     assert connection.heard_at >= made_at

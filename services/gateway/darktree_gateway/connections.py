@@ -291,9 +291,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
-        self.heard_at = (
-            self._loop.time()
-        )  # not before: TLS may have taken longer than an idle connection is kept
+        # Not before: its TLS may have taken longer than an idle connection is kept.
+        self.heard_at = self._loop.time()
         self._connections.opened(self)
 
     def data_received(self, data: bytes) -> None:

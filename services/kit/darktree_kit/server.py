@@ -114,7 +114,8 @@ class LeavingServer(uvicorn.Server):
 
     async def _listen_no_more(self, listeners: Sequence[socket.socket]) -> None:
         """Close the listeners; who was let in by the kernel, and not yet by us, would hear a reset: they are taken."""
-        last = {listener.getsockname(): listener.dup() for listener in listeners}.values()
+        of_each_address = {listener.getsockname(): listener for listener in listeners}.values()
+        last = [listener.dup() for listener in of_each_address]
         for server in self.servers:
             server.close()
         waiting = [connection for listener in last for connection in _taken_and_closed(listener)]
