@@ -6,7 +6,6 @@ Nothing else runs: pods are played by `fake_kubelet.py`. Everything is gone with
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 import httpx
 import yaml
+from held_ports import free_port
 
 START_TIMEOUT_SECONDS = 90.0
 CRD = Path(__file__).parents[2] / "crds" / "inferencelanes.yaml"
@@ -95,7 +95,7 @@ def serving(folder_of_binaries: Path) -> Iterator[ApiServer]:
 
 
 def _start(folder: Path, binaries_: Path, running: list[subprocess.Popen[bytes]]) -> ApiServer:
-    etcd, peer, port = _free_port(), _free_port(), _free_port()
+    etcd, peer, port = free_port(), free_port(), free_port()
     server = ApiServer(folder, f"https://127.0.0.1:{port}")
     server.users = {
         user: secrets.token_hex(16) for user in ("admin", "operator", "other-operator", "gateway", "nobody")
@@ -154,7 +154,7 @@ def _start(folder: Path, binaries_: Path, running: list[subprocess.Popen[bytes]]
                 f"--authorization-kubeconfig={kubeconfig}",
                 f"--controllers={CONTROLLERS}",
                 "--leader-elect=false",
-                f"--secure-port={_free_port()}",
+                f"--secure-port={free_port()}",
                 "--bind-address=127.0.0.1",
                 "--kube-api-qps=500",
                 "--kube-api-burst=1000",
@@ -201,9 +201,3 @@ def _until(done: object, running: list[subprocess.Popen[bytes]] | None = None, f
 
 def _numbers(name: str) -> tuple[int, ...]:
     return tuple(int(part) for part in name.partition("-")[0].split(".") if part.isdigit())
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

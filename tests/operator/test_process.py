@@ -3,12 +3,12 @@
 import asyncio
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 
 import pytest
 from api_server import ApiServer
+from held_ports import free_port
 from scenes import DEPLOYMENTS, LANES, MakeLane, until
 
 from darktree_kit.cluster import Cluster, Resource
@@ -21,12 +21,6 @@ COMMANDS = {
     "kopf run": ["-m", "kopf", "run", "-A", "-m", "darktree_operator.main", "--liveness"],
     "python -m darktree_operator": ["-m", "darktree_operator"],
 }
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)

@@ -349,7 +349,6 @@ class Wire:
         self._stops: dict[Place, str] = {}
         self._stopped: dict[Place, asyncio.Event] = {}
         self._released: set[Place] = set()
-        self._forward_what_is_unsent = False
         self.url = background.run(self._open())
 
     def stop(self, customer: Customer, operation: str, when: str) -> None:
@@ -366,7 +365,8 @@ class Wire:
 
     def let_go(self, *, forward: bool = False) -> None:
         """Break the stopped calls, as when the ledger dies; `forward` those that it has not seen."""
-        self._forward_what_is_unsent = forward
+        if forward:
+            self._released |= self._stopped.keys()
         for event in self._stopped.values():
             self._background.loop.call_soon_threadsafe(event.set)
 
@@ -395,7 +395,7 @@ class Wire:
         when = self._stops.pop(place, "") if place is not None else ""
         if place is not None and when == "unsent":
             await self._wait(place)
-            if not self._forward_what_is_unsent and place not in self._released:
+            if place not in self._released:
                 return self._broken(request)
         try:
             answer = await self._forward(request, content)
